@@ -1,0 +1,54 @@
+"""dpcheck: can this model be trained with DP-SGD, and will the guarantee be true?
+
+The names below are imported on first use, so that ``dpcheck --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpcheck import engine, testing
+    from dpcheck.api import check
+    from dpcheck.diagnostic import Diagnostic, Location, Report
+    from dpcheck.engine.trainer import PrivacyEngine
+    from dpcheck.errors import DpcheckError
+    from dpcheck.fixer import fix
+    from dpcheck.verify import verify
+
+__version__ = "0.1.0"
+__all__ = [
+    "Diagnostic",
+    "DpcheckError",
+    "Location",
+    "PrivacyEngine",
+    "Report",
+    "check",
+    "engine",
+    "fix",
+    "testing",
+    "verify",
+]
+
+_HOMES = {
+    "check": "dpcheck.api",
+    "fix": "dpcheck.fixer",
+    "verify": "dpcheck.verify",
+    "PrivacyEngine": "dpcheck.engine.trainer",
+    "DpcheckError": "dpcheck.errors",
+    "Diagnostic": "dpcheck.diagnostic",
+    "Location": "dpcheck.diagnostic",
+    "Report": "dpcheck.diagnostic",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        # `dpcheck.verify` is a function and a module of the same name: the function wins, also after the import.
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if name in ("engine", "testing"):
+        return importlib.import_module(f"dpcheck.{name}")
+    raise AttributeError(f"module 'dpcheck' has no attribute {name!r}")
