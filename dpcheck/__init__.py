@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dpcheck.engine.trainer import PrivacyEngine
     from dpcheck.errors import DpcheckError
     from dpcheck.fixer import fix
-    from dpcheck.verify import verify
+    from dpcheck.verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 _HOMES = {
     "check": "dpcheck.api",
     "fix": "dpcheck.fixer",
-    "verify": "dpcheck.verify",
+    "verify": "dpcheck.verification",
     "PrivacyEngine": "dpcheck.engine.trainer",
     "DpcheckError": "dpcheck.errors",
     "Diagnostic": "dpcheck.diagnostic",
@@ -45,7 +45,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        # `dpcheck.verify` is a function and a module of the same name: the function wins, also after the import.
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
