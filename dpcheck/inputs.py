@@ -1,0 +1,63 @@
+"""Batches: any pytree whose tensors have samples on axis 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dpcheck.errors import DpcheckError
+
+
+def tensors(batch: Any) -> list[tuple[str, Tensor]]:
+    """The tensors of a batch with their paths in it, such as ``[0]`` or ``['ids']``.
+
+    Raises:
+        DpcheckError: if there is no tensor, or one has no axis 0.
+    """
+    leaves, _ = pytree.tree_flatten_with_path(batch)
+    found = [(pytree.keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+    if not found:
+        raise DpcheckError(
+            f"the batch holds no tensor (it is a {type(batch).__name__})",
+            next="pass a tensor, or a tuple, list or dict of tensors with samples on axis 0",
+        )
+    for path, leaf in found:
+        if leaf.dim() == 0:
+            raise DpcheckError(
+                "a tensor of the batch has no sample axis (its shape is [])",
+                where=f"batch{path}",
+                next="give every tensor of the batch samples on axis 0; keep constants in the model or in loss_fn",
+            )
+    return found
+
+
+def batch_size(batch: Any) -> int:
+    """The number of samples: the common length of axis 0 of every tensor in ``batch``.
+
+    Raises:
+        DpcheckError: if there is no tensor, or the lengths differ.
+    """
+    found = tensors(batch)
+    sizes = {path: leaf.shape[0] for path, leaf in found}
+    if len(set(sizes.values())) > 1:
+        listing = ", ".join(f"batch{path}: {tuple(leaf.shape)}" for path, leaf in found)
+        raise DpcheckError(
+            f"the tensors of the batch disagree about the number of samples on axis 0: {listing}",
+            next="give every tensor of the batch samples on axis 0",
+        )
+    return found[0][1].shape[0]
+
+
+def take(batch: Any, indices: Sequence[int] | Tensor) -> Any:
+    """The samples ``indices`` of ``batch``, in this order; an index may repeat. Tensors are copied."""
+    index = torch.as_tensor(indices, dtype=torch.long)
+    return pytree.tree_map_only(Tensor, lambda t: t.index_select(0, index.to(t.device)), batch)
+
+
+def to_dtype(batch: Any, dtype: torch.dtype) -> Any:
+    """``batch`` with its floating-point tensors in ``dtype``; the others as they are."""
+    return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
