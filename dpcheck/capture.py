@@ -1,0 +1,254 @@
+"""Capture: one joint forward+backward ATen graph of ``loss_fn(model, batch) -> losses [B]``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dpcheck import inputs
+from dpcheck.diagnostic import Location
+from dpcheck.errors import DpcheckError
+from dpcheck.functional import functionalized
+from dpcheck.sandbox import Touched, read_back, sandbox, swapped, tensors_of
+from dpcheck.source import Origin, location_of, origin_here
+
+LossFn = Callable[[Any, Any], Tensor]
+Half = Literal["forward", "backward"]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The joint graph and what its inputs and outputs are.
+
+    The graph computes, without mutation, from ``(*parameters, *buffers, *batch tensors, tangent [B])``: the losses,
+    the gradient of ``(losses * tangent).sum()`` for every trainable parameter, and what parameters and buffers hold
+    after the forward.
+
+    Attributes:
+        graph: the graph module; every node carries ``meta["origin"]`` (:class:`Origin`), ``meta["half"]``, and
+            ``meta["val"]`` (a fake tensor).
+        batch_size: B.
+        parameters, buffers: placeholder of each, by name.
+        batch: placeholders of the batch's tensors, in pytree order.
+        tangent: placeholder of the weights of the losses, [B].
+        losses: node of the losses, [B].
+        gradients: node of each trainable parameter's gradient, ``None`` where the loss does not reach it.
+        parameters_after, buffers_after: node of the value after the forward (the placeholder itself when not written).
+        touched: Python state and generators that the run changed.
+        example: the batch it was captured with.
+    """
+
+    graph: fx.GraphModule
+    batch_size: int
+    parameters: Mapping[str, fx.Node]
+    buffers: Mapping[str, fx.Node]
+    batch: tuple[fx.Node, ...]
+    tangent: fx.Node
+    losses: fx.Node
+    gradients: Mapping[str, fx.Node | None]
+    parameters_after: Mapping[str, fx.Node]
+    buffers_after: Mapping[str, fx.Node]
+    touched: Touched
+    example: Any
+
+
+@dataclass(frozen=True)
+class CaptureFailure:
+    """Why there is no graph.
+
+    Attributes:
+        kind: ``branch`` (control flow or a Python number taken from data), ``shape`` (a shape that depends on data),
+            ``backward`` or ``other``.
+        reason: one sentence.
+        location: the line that could not be captured.
+        touched: Python state and generators that the run changed.
+    """
+
+    kind: Literal["branch", "shape", "backward", "other"]
+    reason: str
+    location: Location | None
+    touched: Touched
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes origin, half and autograd sequence number on every node as it is made."""
+
+    def __init__(self, paths: Mapping[int, str], root: FrameType) -> None:
+        super().__init__()
+        self.paths, self.root, self.half = paths, root, "forward"
+        self.by_sequence: dict[int, Origin] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        mode = get_proxy_mode()
+        if mode is None:
+            return out
+        node = torch._C._current_autograd_node()
+        origin = origin_here(self.paths, self.root)
+        if node is None:
+            # Autograd numbered this op just before dispatching it; ops that it does not record repeat the last number.
+            self.by_sequence.setdefault(torch.autograd._get_sequence_nr() - 1, origin)  # type: ignore[attr-defined]
+        elif origin.location is None:
+            origin = self.by_sequence.get(node._sequence_nr(), origin)
+        for made in reversed(mode.tracer.graph.nodes):  # type: ignore[union-attr]
+            if "half" in made.meta or made.op == "placeholder":
+                break
+            made.meta["half"], made.meta["origin"] = self.half, origin
+        return out
+
+
+def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureFailure:
+    """Capture the joint graph at the size of ``batch``, in the model's present train/eval state.
+
+    The model is left as it was: parameters, buffers, Python attributes and random generators.
+
+    Raises:
+        DpcheckError: if the model or the loss raises on this batch, or does not return losses of shape [B].
+    """
+    size = inputs.batch_size(batch)
+    leaves, spec = pytree.tree_flatten(batch)
+    where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    parameters, buffers = tensors_of(model)
+    trainable = [name for name, p in parameters.items() if p.requires_grad]
+    paths = {id(module): path for path, module in model.named_modules()}
+    recorder = _Recorder(paths, sys._getframe(0))
+
+    def joint(ps: list[Tensor], bs: list[Tensor], xs: list[Tensor], tangent: Tensor) -> tuple[Any, ...]:
+        with recorder:
+            filled = list(leaves)
+            for i, x in zip(where, xs, strict=True):
+                filled[i] = x
+            state = {**dict(zip(parameters, ps, strict=True)), **dict(zip(buffers, bs, strict=True))}
+            with swapped(model, state):
+                losses = loss_fn(model, pytree.tree_unflatten(filled, spec))
+                check_losses(losses, size)
+                after = read_back(model, state)
+            recorder.half = "backward"
+            wanted = [p for name, p in zip(parameters, ps, strict=True) if name in trainable]
+            grads: Any = [None] * len(wanted)
+            if losses.requires_grad:
+                grads = torch.autograd.grad(losses, wanted, tangent.to(losses.dtype), allow_unused=True)
+            return losses, list(grads), [after[n] for n in parameters], [after[n] for n in buffers]
+
+    device = next((p.device for p in parameters.values()), torch.device("cpu"))
+    tangent = torch.ones(size, device=device)
+    arguments = (list(parameters.values()), list(buffers.values()), [leaves[i] for i in where], tangent)
+    with sandbox(model) as touched:
+        try:
+            graph = make_fx(joint, tracing_mode="fake", _error_on_data_dependent_ops=True)(*arguments)
+        except DpcheckError:
+            raise
+        except Exception as error:
+            return _failure(error, recorder.half, touched)
+    graph = functionalized(graph)
+    return _assemble(graph, size, parameters, buffers, trainable, len(where), touched, batch)
+
+
+def _assemble(
+    graph: fx.GraphModule,
+    size: int,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    trainable: list[str],
+    n_batch: int,
+    touched: Touched,
+    batch: Any,
+) -> Capture:
+    holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    flat = pytree.tree_leaves(next(node for node in graph.graph.nodes if node.op == "output").args[0])
+    n_p, n_b = len(parameters), len(buffers)
+    grads, after = flat[1 : 1 + len(trainable)], flat[1 + len(trainable) :]
+    return Capture(
+        graph=graph,
+        batch_size=size,
+        parameters=dict(zip(parameters, holders[:n_p], strict=True)),
+        buffers=dict(zip(buffers, holders[n_p : n_p + n_b], strict=True)),
+        batch=tuple(holders[n_p + n_b : n_p + n_b + n_batch]),
+        tangent=holders[-1],
+        losses=flat[0],
+        gradients=dict(zip(trainable, grads, strict=True)),
+        parameters_after=dict(zip(parameters, after[:n_p], strict=True)),
+        buffers_after=dict(zip(buffers, after[n_p:], strict=True)),
+        touched=touched,
+        example=batch,
+    )
+
+
+def check_losses(losses: Any, size: int) -> None:
+    """Refuse what is not one floating-point loss per sample.
+
+    Raises:
+        DpcheckError: naming the type or shape that was returned.
+    """
+    fix = "return one loss per sample, for example F.cross_entropy(logits, y, reduction='none')"
+    if not isinstance(losses, Tensor):
+        raise DpcheckError(f"loss_fn returned {type(losses).__name__}, not a tensor of shape [{size}]", next=fix)
+    if tuple(losses.shape) != (size,):
+        if losses.dim() > 1 and losses.shape[0] == size:
+            fix = "reduce every axis but the first, for example losses.flatten(1).mean(1)"
+        raise DpcheckError(
+            f"loss_fn returned a loss of shape {list(losses.shape)}, not [{size}] (one loss per sample of the batch)",
+            next=fix,
+        )
+    if not losses.is_floating_point():
+        raise DpcheckError(f"loss_fn returned losses of dtype {losses.dtype}, not floating point", next=fix)
+
+
+def run_losses(model: nn.Module, loss_fn: LossFn, batch: Any) -> Tensor:
+    """The losses [B], computed eagerly on copies of the state: nothing of the model changes.
+
+    Raises:
+        DpcheckError: if the model or the loss raises, or the losses are not [B] or not finite.
+    """
+    size = inputs.batch_size(batch)
+    parameters, buffers = tensors_of(model)
+    with sandbox(model), torch.no_grad():
+        copies = {n: t.detach().clone() for n, t in {**parameters, **buffers}.items()}
+        try:
+            with swapped(model, copies):
+                losses = loss_fn(model, batch)
+        except DpcheckError:
+            raise
+        except Exception as error:
+            location = location_of(error.__traceback__)
+            raise DpcheckError(
+                f"the model or its loss raised on this batch: {type(error).__name__}: {first_line(error)}",
+                where=str(location) if location else None,
+                next="make loss_fn(model, batch) run on this batch first; --traceback shows where it failed",
+            ) from error
+    check_losses(losses, size)
+    bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+    if bad:
+        listing = ", ".join(f"sample {i}: {losses[i].item()}" for i in bad[:5])
+        raise DpcheckError(
+            f"the loss of {len(bad)} of {size} samples is not finite ({listing})",
+            next="look at these samples and at the scale of the inputs: a gradient that is not finite cannot be clipped",
+        )
+    return losses
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "(no message)")
+
+
+def _failure(error: Exception, half: str, touched: Touched) -> CaptureFailure:
+    name, location = type(error).__name__, location_of(error.__traceback__)
+    text = first_line(error)
+    kind: Literal["branch", "shape", "backward", "other"] = "other"
+    if "DataDependent" in name or "data-dependent" in text or "aten._local_scalar_dense" in text or "item()" in text:
+        kind, text = "branch", "control flow or a Python number depends on the data"
+    elif "DynamicOutputShape" in name or "nonzero" in text or "unique" in text:
+        kind, text = "shape", "the shape of a tensor depends on the data"
+    elif half == "backward":
+        kind = "backward"
+    return CaptureFailure(kind, f"{text} ({name})", location, touched)

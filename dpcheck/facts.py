@@ -1,0 +1,89 @@
+"""What the passes found out about a model: the input of the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from dpcheck.capture import Capture, CaptureFailure
+from dpcheck.diagnostic import BufferFact, ParameterFact
+from dpcheck.sandbox import Touched
+from dpcheck.source import Origin
+
+EventKind = Literal["forward", "backward", "batch-size", "unproven", "not-captured"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """A place where samples meet, or where nothing could be proven.
+
+    Attributes:
+        kind: ``forward`` / ``backward``: two samples meet in this half, in a way that DP-SGD cannot bound;
+            ``batch-size``: the value depends on how many samples there are; ``unproven``: an op without a transfer
+            rule, or one whose result depends on indices in the data; ``not-captured``: there is no graph.
+        op: the ATen op, such as ``aten.mean.dim`` (empty for ``not-captured``).
+        origin: source lines and module path.
+        reaches: what it falsifies: ``losses``, ``gradient:NAME``, ``buffer:NAME``.
+        reason: one clause for the message, such as ``reduces over the sample axis``.
+        refuted: for ``unproven`` and ``not-captured``: whether the oracle saw samples meet (then the verdict is mixing).
+    """
+
+    kind: EventKind
+    op: str
+    origin: Origin | None
+    reaches: tuple[str, ...]
+    reason: str = ""
+    refuted: bool = False
+
+
+@dataclass(frozen=True)
+class OracleResult:
+    """Each sample alone against the sample in the batch, in float64.
+
+    Attributes:
+        mixing: whether any comparison differed by more than the tolerance.
+        worst: the largest relative difference.
+        compared: what differed most: ``losses`` or ``gradients``.
+        comparisons: how many comparisons were made.
+        failed: why the oracle could not run, if so.
+    """
+
+    mixing: bool
+    worst: float
+    compared: str
+    comparisons: int
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that a rule may look at.
+
+    Attributes:
+        capture: the joint graph, ``None`` when it could not be captured; then ``failure`` says why.
+        events: where samples meet, in graph order.
+        buffers, parameters: one fact each.
+        written_parameters: parameters that the forward overwrites, with the origin of the write.
+        touched: Python state changed by running the model.
+        oracle: its result, when it was asked.
+    """
+
+    model: nn.Module
+    loss_fn: Any
+    batch: Any
+    capture: Capture | None
+    failure: CaptureFailure | None
+    events: tuple[Event, ...]
+    buffers: tuple[BufferFact, ...]
+    parameters: tuple[ParameterFact, ...]
+    written_parameters: tuple[tuple[str, Origin | None], ...]
+    touched: Touched
+    oracle: OracleResult | None
+
+    def module_of(self, event: Event) -> nn.Module | None:
+        """The innermost module in whose forward the event happens."""
+        if event.origin is None or event.origin.module is None:
+            return None
+        return self.model.get_submodule(event.origin.module)

@@ -1,0 +1,96 @@
+"""Rewrites a captured graph without in-place operations, keeping what every node knows of its origin."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# These write their running statistics though their schemas do not say so.
+_WRITES_IN_SECRET = frozenset({torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default})
+_PASS_THROUGH = frozenset({torch.ops.aten.detach.default, torch.ops.aten.alias.default})
+
+
+class _Carry(TorchDispatchMode):
+    """Gives the nodes of the new graph the meta of the node that is being replayed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meta: dict[str, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        mode = get_proxy_mode()
+        for made in reversed(mode.tracer.graph.nodes) if mode is not None else ():  # type: ignore[union-attr]
+            if "half" in made.meta or made.op == "placeholder":
+                break
+            made.meta.update(self.meta)
+        return out
+
+
+class _Replay(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, carry: _Carry) -> None:
+        super().__init__(module)
+        self.carry = carry
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_function":
+            self.carry.meta = {key: n.meta[key] for key in ("half", "origin") if key in n.meta}
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target not in _WRITES_IN_SECRET or args[3] is None or not args[5]:
+            return super().call_function(target, args, kwargs)
+        out, mean, rstd = torch.ops.aten._native_batch_norm_legit.default(*args)
+        reserve = () if target is torch.ops.aten.native_batch_norm.default else (out.new_empty(0, dtype=torch.uint8),)
+        return (out, mean, rstd, *reserve)
+
+
+def mutates(node: fx.Node) -> bool:
+    """Whether the op writes to an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def functionalized(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same function without mutation, without detaches and without dead nodes."""
+    calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+    if any(mutates(node) or node.target in _WRITES_IN_SECRET for node in calls):
+        values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+        carry = _Carry()
+        replay = _Replay(graph, carry)
+
+        def run(*arguments: Any) -> Any:
+            with carry, torch.no_grad():
+                return replay.run(*arguments)
+
+        graph = make_fx(functionalize(run, remove="mutations"))(*values)
+        _drop_write_back(graph)
+    _tidy(graph)
+    return graph
+
+
+def _drop_write_back(graph: fx.GraphModule) -> None:
+    """Removes the copies into the inputs: the new values are outputs already."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
+            node.replace_all_uses_with(node.args[1])
+            graph.graph.erase_node(node)
+
+
+def _tidy(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target in _PASS_THROUGH:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif node.target is operator.getitem:
+            node.meta.update({key: node.args[0].meta[key] for key in ("half", "origin") if key in node.args[0].meta})
+        node.meta.setdefault("half", "forward")
+        node.meta.setdefault("origin", None)
+    graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.recompile()

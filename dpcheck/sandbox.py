@@ -1,0 +1,118 @@
+"""Running a user's model without leaving a trace on it: state, random numbers and Python attributes are put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+_CONTAINERS = (list, dict, set)
+
+
+@dataclass
+class Touched:
+    """What a run changed besides registered tensors; filled when the sandbox closes.
+
+    Attributes:
+        attributes: ``module path.attribute`` of Python state that was changed.
+        python_random: whether ``random`` or ``numpy.random`` was drawn from (a captured graph freezes such a draw).
+    """
+
+    attributes: list[str] = field(default_factory=list)
+    python_random: bool = False
+
+
+def tensors_of(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """Parameters and buffers by their first name, shared ones once."""
+    return dict(model.named_parameters()), dict(model.named_buffers())
+
+
+def read_back(model: nn.Module, names: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors that stand under ``names`` now, whatever replaced them."""
+    found = {}
+    for name in names:
+        path, _, attribute = name.rpartition(".")
+        found[name] = getattr(model.get_submodule(path), attribute)
+    return found
+
+
+def _freeze(value: Any) -> Any:
+    return value.copy() if isinstance(value, _CONTAINERS) else value
+
+
+def _same(old: Any, new: Any) -> bool:
+    if old is new:
+        return True
+    if isinstance(old, Tensor) or isinstance(new, Tensor) or type(old) is not type(new):
+        return False
+    if isinstance(old, _CONTAINERS):
+        if len(old) != len(new):
+            return False
+        if isinstance(old, dict):
+            return all(k in new and _same(v, new[k]) for k, v in old.items())
+        return all(_same(a, b) for a, b in zip(old, new, strict=True)) if isinstance(old, list) else old == new
+    try:
+        return bool(old == new)
+    except Exception:  # a user's __eq__ may raise; then the identity above has decided
+        return False
+
+
+@contextmanager
+def sandbox(model: nn.Module) -> Iterator[Touched]:
+    """Run code on ``model`` and undo all that it does to Python state and to the generators.
+
+    Registered tensors are not copied here: run with :func:`swapped` so that in-place writes reach copies only.
+    """
+    touched = Touched()
+    snapshots = {
+        path: (module, dict(vars(module)), {k: _freeze(v) for k, v in vars(module).items()})
+        for path, module in model.named_modules()
+    }
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = sorted({t.device.index for t in model.state_dict().values() if isinstance(t, Tensor) and t.is_cuda})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield touched
+    finally:
+        touched.python_random = random.getstate() != python_state or not all(
+            np.array_equal(a, b) for a, b in zip(numpy_state, np.random.get_state(), strict=True)
+        )
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for path, (module, before, frozen) in snapshots.items():
+            touched.attributes += _restore(path, module, before, frozen)
+
+
+def _restore(path: str, module: nn.Module, before: dict[str, Any], frozen: dict[str, Any]) -> list[str]:
+    now = vars(module)
+    changed = []
+    for key in set(now) | set(before):
+        if key in before and key in now and now[key] is before[key] and _same(frozen[key], now[key]):
+            continue
+        registered = key in ("_parameters", "_buffers", "_modules")
+        if not registered and not (key in before and key in now and _same(frozen[key], now[key])):
+            changed.append(f"{path}.{key}" if path else key)
+        if key not in before:
+            del now[key]
+            continue
+        now[key] = before[key]
+        if isinstance(frozen[key], dict | set):
+            before[key].clear()
+            before[key].update(frozen[key])
+        elif isinstance(frozen[key], list):
+            before[key][:] = frozen[key]
+    return changed
+
+
+@contextmanager
+def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put ``tensors`` in the place of the registered ones of the same name, ties included, and take them out again."""
+    with _reparametrize_module(model, dict(tensors), tie_weights=True):
+        yield
