@@ -45,6 +45,7 @@ class Capture:
         parameters_after, buffers_after: node of the value after the forward (the placeholder itself when not written).
         touched: Python state and generators that the run changed.
         example: the batch it was captured with.
+        model_buffers: the model's buffers themselves, by name.
     """
 
     graph: fx.GraphModule
@@ -59,6 +60,7 @@ class Capture:
     buffers_after: Mapping[str, fx.Node]
     touched: Touched
     example: Any
+    model_buffers: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def _assemble(
         buffers_after=dict(zip(buffers, after[n_p:], strict=True)),
         touched=touched,
         example=batch,
+        model_buffers=dict(buffers),
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses import FakeTensor
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,10 +72,23 @@ def functionalized(graph: fx.GraphModule) -> fx.GraphModule:
             with carry, torch.no_grad():
                 return replay.run(*arguments)
 
-        graph = make_fx(functionalize(run, remove="mutations"))(*values)
+        with _fake_mode(values):
+            graph = make_fx(functionalize(run, remove="mutations"))(*values)
         _drop_write_back(graph)
     _tidy(graph)
     return graph
+
+
+@contextmanager
+def _fake_mode(values: list[Any]) -> Iterator[None]:
+    """The mode of the captured values, which also admits the constants that the graph holds."""
+    mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
+    before, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
+    try:
+        with mode:
+            yield
+    finally:
+        mode.allow_non_fake_inputs = before
 
 
 def _drop_write_back(graph: fx.GraphModule) -> None:

@@ -1,0 +1,107 @@
+"""The isolation oracle: each sample alone, and among other companions, against the sample in the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dpcheck import inputs
+from dpcheck.capture import LossFn, first_line
+from dpcheck.determinism import FixedChance
+from dpcheck.facts import OracleResult
+from dpcheck.sandbox import sandbox, swapped, tensors_of
+
+SAMPLES = 4
+SCALES = (1.0, 8.0, 0.05)
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
+
+
+def isolate(model: nn.Module, loss_fn: LossFn, batch: Any, *, dtype: torch.dtype = torch.float64) -> OracleResult:
+    """Compare the loss and the gradient of every sample in a batch with those of the sample alone.
+
+    In float64, at several scales of the floating-point inputs, with fixed chance. Where the model cannot run one
+    sample (a layer that needs two), the sample is put among other companions instead. A difference is a proof that
+    samples mix; no difference proves nothing.
+
+    Args:
+        dtype: float64, or float32 for a model that casts for itself (tried when float64 fails).
+    """
+    size = inputs.batch_size(batch)
+    rows = [i % size for i in range(SAMPLES)]
+    worst, where, count = 0.0, "losses", 0
+    for scale in SCALES:
+        scaled = _scaled(inputs.to_dtype(batch, dtype), scale)
+        try:
+            together = _each(model, loss_fn, inputs.take(scaled, rows), range(SAMPLES), dtype)
+        except Exception as error:
+            if dtype is torch.float64:
+                return isolate(model, loss_fn, batch, dtype=torch.float32)
+            if count:
+                continue
+            return OracleResult(False, 0.0, "nothing", 0, f"{type(error).__name__}: {first_line(error)}")
+        for position in range(SAMPLES):
+            for companions in _companies(rows, position, size):
+                try:
+                    alone = _each(model, loss_fn, inputs.take(scaled, companions), [0], dtype)[0]
+                except Exception:  # the layer's trouble with one sample, not the oracle's: other companions follow
+                    continue
+                for what, difference in _differences(together[position], alone):
+                    count += 1
+                    if difference > worst:
+                        worst, where = difference, what
+    failed = None if count else "the model does not run on other batches than this one"
+    return OracleResult(worst > TOLERANCE[dtype], worst, where, count, failed)
+
+
+def _companies(rows: list[int], position: int, size: int) -> list[list[int]]:
+    """The sample alone; with itself; and with other companions in another number."""
+    me = rows[position]
+    others = [i for i in range(size) if i != me][::-1][: SAMPLES - 1]
+    return [[me], [me, me], [me, *others, me]]
+
+
+def _scaled(batch: Any, scale: float) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t * scale if t.is_floating_point() else t, batch)
+
+
+def _each(
+    model: nn.Module, loss_fn: LossFn, batch: Any, positions: Any, dtype: torch.dtype
+) -> list[tuple[Tensor, list[Tensor | None]]]:
+    """Loss and gradient of the samples at ``positions``, each by its own backward from one forward."""
+    parameters, buffers = tensors_of(model)
+    state: dict[str, Tensor] = {}
+    for name, t in {**parameters, **buffers}.items():
+        copy = t.detach().to(dtype) if t.is_floating_point() else t.detach()
+        copy = copy.clone() if copy.data_ptr() == t.data_ptr() else copy
+        state[name] = copy.requires_grad_(name in parameters and t.requires_grad)
+    with sandbox(model), FixedChance(), swapped(model, state):
+        losses = loss_fn(model, batch)
+        wanted = [state[n] for n in parameters if state[n].requires_grad]
+        results = []
+        for i in positions:
+            grads: Any = [None] * len(wanted)
+            if losses.requires_grad:
+                grads = torch.autograd.grad(losses[i], wanted, retain_graph=True, allow_unused=True)
+            results.append((losses[i].detach(), list(grads)))
+    return results
+
+
+def _differences(
+    a: tuple[Tensor, list[Tensor | None]], b: tuple[Tensor, list[Tensor | None]]
+) -> list[tuple[str, float]]:
+    loss = float((a[0] - b[0]).abs() / (b[0].abs() + 1e-3))
+    pairs = [(_or_zero(x, y), _or_zero(y, x)) for x, y in zip(a[1], b[1], strict=True) if x is not None or y is not None]
+    size = sum(float(y.double().square().sum()) for _, y in pairs) ** 0.5
+    apart = sum(float((x - y).double().square().sum()) for x, y in pairs) ** 0.5
+    gradient = apart / (size + 1e-6) if pairs else 0.0
+    return [(k, v if v == v else 0.0) for k, v in (("losses", loss), ("gradients", gradient))]
+
+
+def _or_zero(t: Tensor | None, other: Tensor | None) -> Tensor:
+    if t is not None:
+        return t.to_dense() if t.is_sparse else t
+    assert other is not None
+    return torch.zeros_like(other.to_dense() if other.is_sparse else other)

@@ -1,0 +1,170 @@
+"""From abstract values to facts: which outputs are falsified, by which ops; buffers; contraction sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from dpcheck.capture import Capture
+from dpcheck.diagnostic import BufferFact, ParameterFact
+from dpcheck.facts import Event
+from dpcheck.samplesets.interpreter import Step, interpret
+from dpcheck.samplesets.lattice import Samples
+from dpcheck.samplesets.wording import reason_for
+from dpcheck.source import Origin
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The result of the sample-set analysis of one captured graph.
+
+    Attributes:
+        steps: abstract value of every node.
+        events: where samples meet or nothing is proven, in graph order.
+        buffers: one fact each.
+        written_parameters: parameters that the forward overwrites.
+        sites: contraction sites of every trainable parameter: the nodes that sum its gradient over samples.
+    """
+
+    capture: Capture
+    steps: dict[fx.Node, Step]
+    events: tuple[Event, ...]
+    buffers: tuple[BufferFact, ...]
+    written_parameters: tuple[tuple[str, Origin | None], ...]
+    sites: dict[str, tuple[fx.Node, ...]]
+
+    @property
+    def proven(self) -> bool:
+        """Every loss depends on its own sample, every gradient is a sum of terms of one sample each."""
+        return not self.events
+
+
+def analyse(capture: Capture) -> Analysis:
+    """Run the analysis. Pure: the capture is not changed."""
+    steps = interpret(capture)
+    falsified = dict(_falsified(capture, steps))
+    reaches: dict[fx.Node, list[str]] = {}
+    for label, node in falsified.items():
+        for culprit in _culprits(node, steps):
+            reaches.setdefault(culprit, []).append(label)
+    order = {node: i for i, node in enumerate(capture.graph.graph.nodes)}
+    events = tuple(_event(node, steps, reaches[node]) for node in sorted(reaches, key=order.__getitem__))
+    return Analysis(
+        capture,
+        steps,
+        events,
+        _buffers(capture, steps),
+        tuple((n, _origin(after)) for n, after in capture.parameters_after.items() if after is not capture.parameters[n]),
+        {
+            name: _sites(node, steps)
+            for name, node in capture.gradients.items()
+            if node is not None and f"gradient:{name}" not in falsified
+        },
+    )
+
+
+def _falsified(capture: Capture, steps: dict[fx.Node, Step]) -> Iterable[tuple[str, fx.Node]]:
+    """Outputs that are not what DP-SGD needs."""
+    losses: Samples = steps[capture.losses].value
+    owners = losses.owners().tolist()
+    if any(owner not in (-1, i) for i, owner in enumerate(owners)) or losses.inexact:
+        yield "losses", capture.losses
+    for name, node in capture.gradients.items():
+        value = steps[node].value if node is not None else None
+        if value is not None and value.mixed() and (not value.additive or value.inexact):
+            yield f"gradient:{name}", node
+    for name, node in capture.buffers_after.items():
+        value = steps[node].value
+        if value.mixed():
+            yield f"buffer:{name}", node
+
+
+def _culprits(node: fx.Node, steps: dict[fx.Node, Step]) -> list[fx.Node]:
+    """The ops at which samples first met, upstream of ``node``; the node itself when none did."""
+    found, seen, stack = [], {node}, [node]
+    while stack:
+        here = stack.pop()
+        step = steps[here]
+        if step.fresh:
+            found.append(here)
+            continue
+        for source in here.all_input_nodes:
+            if source not in seen and _suspect(steps[source]):
+                seen.add(source)
+                stack.append(source)
+    return found or [node]
+
+
+def _suspect(step: Step) -> bool:
+    values = step.value if isinstance(step.value, list | tuple) else [step.value]
+    return any(isinstance(v, Samples) and ((v.mixed() and not v.additive) or v.inexact) for v in values)
+
+
+def _event(node: fx.Node, steps: dict[fx.Node, Step], reaches: list[str]) -> Event:
+    step = steps[node]
+    values = step.value if isinstance(step.value, list | tuple) else [step.value]
+    inexact = any(isinstance(v, Samples) and v.inexact for v in values)
+    kind = "unproven" if inexact or not step.ruled else node.meta["half"]
+    return Event(kind, str(node.target), _origin(node), tuple(sorted(set(reaches))), reason_for(node, step))
+
+
+def _origin(node: fx.Node) -> Origin | None:
+    return node.meta.get("origin")
+
+
+def _buffers(capture: Capture, steps: dict[fx.Node, Step]) -> tuple[BufferFact, ...]:
+    facts = []
+    for name, after in capture.buffers_after.items():
+        origin = _origin(after)
+        location = origin.location if origin else None
+        if after is capture.buffers[name]:
+            facts.append(BufferFact(name, "constant"))
+        else:
+            facts.append(BufferFact(name, "derived" if steps[after].value.empty() else "data", location))
+    return tuple(facts)
+
+
+def _sites(gradient: fx.Node, steps: dict[fx.Node, Step]) -> tuple[fx.Node, ...]:
+    """The nodes upstream of a gradient whose output is a sum over samples and whose inputs are not."""
+    found, seen, stack = [], {gradient}, [gradient]
+    while stack:
+        node = stack.pop()
+        sources = [s for s in node.all_input_nodes if _sums(steps[s])]
+        if not sources and _sums(steps[node]):
+            found.append(node)
+        for source in sources:
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    order = {node: i for i, node in enumerate(gradient.graph.nodes)}
+    return tuple(sorted(found, key=order.__getitem__))
+
+
+def _sums(step: Step) -> bool:
+    values = step.value if isinstance(step.value, list | tuple) else [step.value]
+    return any(isinstance(v, Samples) and v.mixed() for v in values)
+
+
+def parameter_facts(model: nn.Module, analysis: Analysis | None) -> tuple[ParameterFact, ...]:
+    """One fact for every parameter; without an analysis the fallback computes the gradients."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    facts = []
+    for name, parameter in model.named_parameters():
+        sites: tuple[str, ...] = ()
+        status = "frozen" if not parameter.requires_grad else "fallback"
+        if parameter.requires_grad and analysis is not None:
+            status = "covered" if analysis.capture.gradients[name] is not None else "no-gradient"
+            sites = tuple(site_name(node) for node in analysis.sites.get(name, ()))
+        facts.append(
+            ParameterFact(name, tuple(parameter.shape), parameter.requires_grad, status, sites, tuple(names[id(parameter)][1:]))  # type: ignore[arg-type]
+        )
+    return tuple(facts)
+
+
+def site_name(node: fx.Node) -> str:
+    """The op of a site, through the selection of one of its outputs."""
+    return str(node.target) if not node.args or "getitem" not in str(node.target) else str(node.args[0].target)  # type: ignore[union-attr]

@@ -1,0 +1,43 @@
+"""Values that depend on how many samples there are: seen by comparing the graphs of two batch sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from dpcheck.capture import Capture
+from dpcheck.facts import Event
+from dpcheck.samplesets.op import is_pointwise, packet_of
+
+_FILLS = {"full": 1, "full_like": 1, "new_full": 2, "scalar_tensor": 0}
+
+
+def size_events(small: Capture, large: Capture) -> list[Event]:
+    """Numbers in arithmetic that differ between the two graphs, and a structure that differs.
+
+    ``x / x.shape[0]`` appears as a division by another constant in each graph. Shapes, strides and index ranges may
+    differ; numbers that enter the arithmetic may not.
+    """
+    pairs = list(zip(small.graph.graph.nodes, large.graph.graph.nodes, strict=False))
+    if len(small.graph.graph.nodes) != len(large.graph.graph.nodes) or any(a.target != b.target for a, b in pairs):
+        odd = next((a for a, b in pairs if a.target != b.target), small.losses)
+        return [
+            Event("unproven", str(odd.target), odd.meta.get("origin"), ("losses",),
+                  f"is traced differently for {small.batch_size} and for {large.batch_size} samples")
+        ]  # fmt: skip
+    found = []
+    for a, b in pairs:
+        if a.op == "call_function" and _numbers(a) != _numbers(b):
+            origin, half = a.meta.get("origin"), a.meta["half"]
+            reaches = ("losses",) if half == "forward" else ("gradients",)
+            found.append(Event("batch-size", str(a.target), origin, reaches, "uses the number of samples in the batch"))
+    return found
+
+
+def _numbers(node: fx.Node) -> list[Any]:
+    """The plain numbers of a node that enter its arithmetic."""
+    if is_pointwise(node.target):
+        return [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, int | float) and not isinstance(a, bool)]
+    at = _FILLS.get(packet_of(node.target))
+    return [node.args[at]] if at is not None and len(node.args) > at else []

@@ -1,0 +1,140 @@
+"""Runs the analysis over a captured graph: one abstract value for every node."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+import dpcheck.samplesets.contractions
+import dpcheck.samplesets.norms
+import dpcheck.samplesets.reductions  # noqa: F401  (each import registers its rules)
+from dpcheck.capture import Capture
+from dpcheck.samplesets.lattice import Samples, joined, none, per_row, reduced
+from dpcheck.samplesets.linear import of_a_sum
+from dpcheck.samplesets.moves import unknown
+from dpcheck.samplesets.op import RULES, Op, is_pointwise
+
+_SMALL = 1 << 22
+_CHANCE = torch.Tag.nondeterministic_seeded
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the analysis knows of one op node.
+
+    Attributes:
+        value: :class:`Samples`, or a list of them (and None) for several outputs.
+        fresh: samples first meet here: an output depends on several samples, no input does, or a sum over samples
+            is used in a way that is not linear.
+        ruled: whether the op has a transfer rule.
+    """
+
+    value: Any
+    fresh: bool
+    ruled: bool
+
+
+def interpret(capture: Capture) -> dict[fx.Node, Step]:
+    """The abstract value of every node."""
+    batch = capture.batch_size
+    steps: dict[fx.Node, Step] = {}
+    known: dict[fx.Node, Any] = _constants(capture)
+    rows = {*capture.batch, capture.tangent}
+    for node in capture.graph.graph.nodes:
+        val = node.meta.get("val")
+        if node.op == "placeholder":
+            seed = per_row(val.shape, batch) if node in rows else none(val.shape, batch, const=known.get(node))
+            steps[node] = Step(seed, False, True)
+        elif node.op == "get_attr":
+            attribute = getattr(capture.graph, node.target)
+            const = _small(attribute)
+            steps[node] = Step(none(attribute.shape, batch, const=const), False, True)
+        elif node.op == "call_function":
+            steps[node] = _step(node, steps, batch)
+    return steps
+
+
+def _constants(capture: Capture) -> dict[fx.Node, Tensor]:
+    """Integer and boolean buffers that the forward does not write: position ids, index tables, masks."""
+    buffers = dict(capture.model_buffers)
+    return {
+        node: buffers[name].detach()
+        for name, node in capture.buffers.items()
+        if capture.buffers_after[name] is node and _small(buffers[name]) is not None
+    }
+
+
+def _small(t: Any) -> Tensor | None:
+    if not isinstance(t, Tensor) or t.is_floating_point() or t.is_complex() or t.numel() > _SMALL:
+        return None
+    if type(t) is not Tensor and type(t) is not torch.nn.Parameter:
+        return None
+    return t.detach().cpu()
+
+
+def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
+    if node.target is operator.getitem:
+        value = steps[node.args[0]].value[node.args[1]]  # type: ignore[index]
+        return Step(value, False, True)
+
+    def look(arg: Any) -> Any:
+        return steps[arg].value if isinstance(arg, fx.Node) else arg
+
+    args, kwargs = pytree.tree_map(look, (node.args, node.kwargs), is_leaf=lambda x: isinstance(x, fx.Node))
+    out = node.meta.get("val")
+    op = Op(node.target, tuple(args), dict(kwargs), out, node.meta["half"] == "backward", batch)
+    if not isinstance(out, Tensor | list | tuple):
+        return Step(None, False, True)
+    values = op.values()
+    mixed = [v for v in values if v.mixed()]
+    ruled = op.packet in RULES or is_pointwise(op.target)
+    if mixed:
+        result = of_a_sum(op, values)
+        broken = all(v.additive for v in mixed) and not all(r.additive for r in _leaves(result))
+        return Step(result, broken, ruled)
+    result = _transfer(op)
+    result = _with_constant(op, values, result)
+    met = any(r.mixed() and not r.additive for r in _leaves(result))
+    return Step(result, met, ruled)
+
+
+def _leaves(result: Any) -> list[Samples]:
+    found = result if isinstance(result, list | tuple) else [result]
+    return [r for r in found if isinstance(r, Samples)]
+
+
+def _transfer(op: Op) -> Any:
+    rule = RULES.get(op.packet)
+    if rule is not None:
+        return rule(op)
+    if is_pointwise(op.target):
+        return op.each(lambda out: _elementwise(op, out))
+    return unknown(op)
+
+
+def _elementwise(op: Op, out: Tensor) -> Samples:
+    merged = joined(op.values(), torch.broadcast_shapes(*[v.shape for v in op.values()], ()), op.batch)
+    # A loss with a reduction is elementwise up to its last step.
+    return merged if tuple(merged.shape) == tuple(out.shape) else op.join(reduced(merged, None, False), shape=out.shape)
+
+
+def _with_constant(op: Op, values: list[Samples], result: Any) -> Any:
+    """Follows values that depend on neither data, weights nor chance, for the ops that index with them."""
+    out = op.out
+    if not isinstance(out, Tensor) or out.is_floating_point() or out.is_complex() or out.numel() > _SMALL:
+        return result
+    if any(v.const is None for v in values) or _CHANCE in op.target.tags or op.packet.startswith("empty"):
+        return result
+    if op.packet == "new_empty" or not isinstance(result, Samples) or not result.empty():
+        return result
+    args, kwargs = pytree.tree_map(
+        lambda x: x.const if isinstance(x, Samples) else x, (op.args, op.kwargs), is_leaf=lambda x: isinstance(x, Samples)
+    )
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    return result.with_(const=op.target(*args, **kwargs))

@@ -1,0 +1,69 @@
+"""What keeps a sum over samples a sum: the ops that are linear in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpcheck.samplesets.lattice import Samples, several
+from dpcheck.samplesets.op import RULES, Op
+from dpcheck.samplesets.moves import move
+
+# Linear in the first argument, whatever the others are, as long as these depend on no sample.
+_FIRST = frozenset(
+    {
+        "sum", "mean", "neg", "div", "true_divide", "_to_copy", "to", "cumsum", "constant_pad_nd", "index", "gather",
+        "index_select", "embedding_dense_backward", "real", "imag", "view_as_real", "view_as_complex", "_fft_r2c",
+        "_fft_c2r", "_fft_c2c", "masked_fill", "convolution", "im2col", "col2im", "avg_pool2d", "_unsafe_index",
+        "native_dropout_backward", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d",
+        "upsample_bicubic2d_backward", "upsample_bilinear2d_backward", "upsample_nearest2d_backward",
+        "upsample_linear1d", "upsample_linear1d_backward", "_upsample_bicubic2d_aa", "_upsample_bicubic2d_aa_backward",
+        "_upsample_bilinear2d_aa", "_upsample_bilinear2d_aa_backward", "_fused_rms_norm_backward_input", "trace",
+        "reflection_pad1d_backward", "reflection_pad2d_backward", "replication_pad1d_backward",
+        "replication_pad2d_backward", "threshold_backward", "tanh_backward", "sigmoid_backward", "gelu_backward",
+        "silu_backward", "_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm_backward",
+        "native_group_norm_backward", "convolution_backward", "leaky_relu_backward", "elu_backward",
+        "softplus_backward", "hardtanh_backward", "hardswish_backward", "logit_backward", "glu_backward",
+    }
+)  # fmt: skip
+# Linear in either factor, not in both.
+_BILINEAR = frozenset({"mul", "mm", "bmm", "mv", "dot", "outer", "matmul"})
+# Linear in all arguments together: a constant that is not zero would belong to no sample.
+_JOINT = frozenset({"add", "sub", "rsub", "cat", "stack", "slice_scatter", "select_scatter", "addmm", "baddbmm"})
+
+
+def of_a_sum(op: Op, values: list[Samples]) -> Any:
+    """The result of an op one of whose arguments already is a sum over samples."""
+    sums = [v for v in values if v.mixed()]
+    others = [v for v in values if not v.mixed()]
+    additive = all(v.additive for v in sums) and all(v.empty() for v in others) and _linear(op, sums, others)
+    inexact = any(v.inexact for v in values)
+    return op.each(lambda out: several(out.shape, op.batch, additive=additive, inexact=inexact))
+
+
+def _linear(op: Op, sums: list[Samples], others: list[Samples]) -> bool:
+    first = op.args[0] if op.args else None
+    if RULES.get(op.packet) is move or op.packet in _FIRST:
+        return isinstance(first, Samples) and first.mixed() and len(sums) == 1 and not _constant_added(op)
+    if op.packet in _BILINEAR:
+        return len(sums) == 1
+    if op.packet in _JOINT:
+        if op.packet in ("addmm", "baddbmm"):
+            return False
+        # `add(sum, 3)` has a constant that no sample owns.
+        numbers = [a for a in op.args[:2] if isinstance(a, int | float)] if op.packet in ("add", "sub", "rsub") else []
+        return not numbers and all(v.zero for v in others)
+    if op.packet == "where":
+        chosen = op.args[1:3]
+        return all(isinstance(v, Samples) and (v.mixed() or v.zero) for v in chosen)
+    if op.packet in ("index_put", "_unsafe_index_put", "scatter_add", "index_add"):
+        return all(v.zero or v.const is not None for v in others)
+    return False
+
+
+def _constant_added(op: Op) -> bool:
+    if op.packet == "constant_pad_nd":
+        return op.arg(2, "value", 0) != 0
+    if op.packet == "masked_fill":
+        fill = op.arg(2, "value", 0)
+        return not (isinstance(fill, int | float) and fill == 0)
+    return False
