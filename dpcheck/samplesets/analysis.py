@@ -11,7 +11,8 @@ from dpcheck.capture import Capture
 from dpcheck.diagnostic import BufferFact, ParameterFact
 from dpcheck.facts import Event
 from dpcheck.samplesets.interpreter import Step, interpret
-from dpcheck.samplesets.lattice import Samples
+from dpcheck.samplesets.lattice import Samples, reduced
+from dpcheck.samplesets.op import is_pointwise, packet_of
 from dpcheck.samplesets.wording import reason_for
 from dpcheck.source import Origin
 
@@ -88,13 +89,44 @@ def _culprits(node: fx.Node, steps: dict[fx.Node, Step]) -> list[fx.Node]:
         here = stack.pop()
         step = steps[here]
         if step.fresh:
-            found.append(here)
+            found.append(_mover(here, steps) or here)
             continue
         for source in here.all_input_nodes:
             if source not in seen and _suspect(steps[source]):
                 seen.add(source)
                 stack.append(source)
     return found or [node]
+
+
+_MOVERS = frozenset({"flip", "roll", "index", "index_select", "gather", "sort", "permute", "transpose", "slice"})
+
+
+def _mover(meeting: fx.Node, steps: dict[fx.Node, Step]) -> fx.Node | None:
+    """The op upstream that moved rows to another place of the sample axis, when that made samples meet."""
+    sources = [s for s in meeting.all_input_nodes if _owners(steps[s]) is not None]
+    if len(sources) < 2 or not is_pointwise(meeting.target) and "loss" not in str(meeting.target):
+        return None
+    seen, stack = set(sources), list(sources)
+    while stack:
+        node = stack.pop()
+        mine = _owners(steps[node])
+        for source in node.all_input_nodes:
+            theirs = _owners(steps[source])
+            if packet_of(node.target) in _MOVERS and mine is not None and theirs is not None and mine != theirs:
+                return node
+            if source not in seen and theirs is not None:
+                seen.add(source)
+                stack.append(source)
+    return None
+
+
+def _owners(step: Step) -> tuple[int, ...] | None:
+    """The sample of each row of axis 0, where every row has one."""
+    value = step.value
+    if not isinstance(value, Samples) or value.mixed() or value.empty() or not value.shape:
+        return None
+    rows = reduced(value, range(1, len(value.shape)), keepdim=False)
+    return None if rows.mixed() or len(rows.shape) != 1 else tuple(rows.owners().tolist())
 
 
 def _suspect(step: Step) -> bool:

@@ -14,7 +14,7 @@ import dpcheck.samplesets.contractions
 import dpcheck.samplesets.norms
 import dpcheck.samplesets.reductions  # noqa: F401  (each import registers its rules)
 from dpcheck.capture import Capture
-from dpcheck.samplesets.lattice import Samples, joined, none, per_row, reduced
+from dpcheck.samplesets.lattice import Samples, joined, moved, none, per_row, reduced
 from dpcheck.samplesets.linear import of_a_sum
 from dpcheck.samplesets.moves import unknown
 from dpcheck.samplesets.op import RULES, Op, is_pointwise
@@ -88,9 +88,9 @@ def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
     args, kwargs = pytree.tree_map(look, (node.args, node.kwargs), is_leaf=lambda x: isinstance(x, fx.Node))
     out = node.meta.get("val")
     op = Op(node.target, tuple(args), dict(kwargs), out, node.meta["half"] == "backward", batch)
-    if not isinstance(out, Tensor | list | tuple):
-        return Step(None, False, True)
     values = op.values()
+    if not isinstance(out, Tensor | list | tuple):
+        return _number(op, values)
     mixed = [v for v in values if v.mixed()]
     ruled = op.packet in RULES or is_pointwise(op.target)
     if mixed:
@@ -100,7 +100,17 @@ def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
     result = _transfer(op)
     result = _with_constant(op, values, result)
     met = any(r.mixed() and not r.additive for r in _leaves(result))
+    if isinstance(out, Tensor) and out.dtype is torch.bool:
+        result = result.with_(boolean=True)
     return Step(result, met, ruled)
+
+
+def _number(op: Op, values: list[Samples]) -> Step:
+    """A Python number taken from a tensor (``.item()``), or computed from such numbers."""
+    parts = [moved(reduced(v, None), lambda t: t.reshape(())) for v in values]
+    value = joined(parts, (), op.batch)
+    met = value.mixed() and not any(v.mixed() for v in values)
+    return Step(value.with_(additive=False), met, True)
 
 
 def _leaves(result: Any) -> list[Samples]:
@@ -111,7 +121,11 @@ def _leaves(result: Any) -> list[Samples]:
 def _transfer(op: Op) -> Any:
     rule = RULES.get(op.packet)
     if rule is not None:
-        return rule(op)
+        try:
+            return rule(op)
+        except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):
+            # A call that the rule was not written for (a Python number from data as a size, say) is not proven.
+            return unknown(op)
     if is_pointwise(op.target):
         return op.each(lambda out: _elementwise(op, out))
     return unknown(op)

@@ -35,6 +35,7 @@ class Samples:
         inexact: a rule that may claim too much (indices unknown, no rule for the op) had a part in it.
         zero: known to be all zeros.
         const: the concrete value, where it depends on neither samples nor weights nor chance.
+        boolean: whether the tensor is boolean (an index of it is a mask).
     """
 
     low: Tensor
@@ -44,6 +45,7 @@ class Samples:
     inexact: bool = False
     zero: bool = False
     const: Tensor | None = None
+    boolean: bool = False
 
     @property
     def shape(self) -> torch.Size:

@@ -65,6 +65,16 @@ def _named(op: Op, value: Samples, result: Any) -> Any:
     return result
 
 
+@transfer("view_as_real")
+def as_real(op: Op) -> Samples:
+    return moved(op.args[0], lambda t: t.unsqueeze(-1).expand(op.out.shape))  # type: ignore[no-any-return]
+
+
+@transfer("view_as_complex")
+def as_complex(op: Op) -> Samples:
+    return reduced(op.args[0], [-1], keepdim=False)
+
+
 @transfer("cat", "stack", "concat", "hstack", "vstack")
 def cat(op: Op) -> Samples:
     values = op.args[0]
@@ -100,8 +110,7 @@ def index(op: Op) -> Samples:
     value, picks = op.args[0], list(op.args[1])
     if all(known(p) for p in picks):
         return moved(value, lambda t: aten.index.Tensor(t, [None if p is None else p.const for p in picks]))
-    masks = [i for i, p in enumerate(picks) if p is not None and p.const is None and _is_mask(op, i)]
-    if masks:
+    if any(p is not None and p.boolean for p in picks):
         return unknown(op)
     blurred = spread(value, [i for i, p in enumerate(picks) if not known(p)])
     stand_in = [
@@ -112,8 +121,10 @@ def index(op: Op) -> Samples:
     return result.with_(inexact=value.inexact or (result.mixed() and not value.mixed()))
 
 
-def _is_mask(op: Op, position: int) -> bool:
-    return bool(op.kwargs.get("__bool__", {}).get(position, False))
+def _bool_mask(op: Op) -> Samples | None:
+    """The mask of ``x[mask]``, when the only index is one, on the leading axes."""
+    picks = [p for p in op.args[1] if p is not None]
+    return picks[0] if len(picks) == 1 and picks[0] is op.args[1][0] and picks[0].boolean else None
 
 
 def _placed(op: Op, value: Samples, picks: list[Samples | None]) -> Samples:
@@ -174,6 +185,11 @@ def index_put(op: Op) -> Samples:
         high = aten.index_put.default(base.high, stand_in, source.high)
         return Samples(compact(low), compact(high), op.batch, inexact=base.inexact or source.inexact)
     index = [p for p in picks if p is not None]
+    mask = _bool_mask(op)
+    if mask is not None and source.low.numel() == 1 and not accumulate:
+        # `x[mask] = number`: elementwise.
+        wide = moved(index[0], lambda t: t.reshape(*t.shape, *[1] * (len(op.out.shape) - len(t.shape))))
+        return op.join(base, wide, moved(source, lambda t: t.reshape(())))
     slot_shape = torch.broadcast_shapes(*[p.shape for p in index])
     slots = [source]
     for p in index:
@@ -245,7 +261,3 @@ def unknown(op: Op) -> Any:
         return merged.with_(inexact=True, additive=False)
 
     return op.each(make)
-
-
-def shaped(t: Tensor) -> tuple[int, ...]:
-    return tuple(t.shape)
