@@ -16,7 +16,7 @@ import dpcheck.samplesets.reductions  # noqa: F401  (each import registers its r
 from dpcheck.capture import Capture
 from dpcheck.samplesets.lattice import Samples, joined, moved, none, per_row, reduced
 from dpcheck.samplesets.linear import of_a_sum
-from dpcheck.samplesets.moves import unknown
+from dpcheck.samplesets.moves import create, unknown
 from dpcheck.samplesets.op import RULES, Op, is_pointwise
 
 _SMALL = 1 << 22
@@ -93,7 +93,7 @@ def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
         return _number(op, values)
     mixed = [v for v in values if v.mixed()]
     ruled = op.packet in RULES or is_pointwise(op.target)
-    if mixed:
+    if mixed and RULES.get(op.packet) is not create:
         result = of_a_sum(op, values)
         broken = all(v.additive for v in mixed) and not all(r.additive for r in _leaves(result))
         return Step(result, broken, ruled)

@@ -1,0 +1,274 @@
+"""Clipped sums of per-sample gradients: the graph's plan, or a fallback, chosen by what is proven."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dpcheck import inputs
+from dpcheck.capture import CaptureFailure, LossFn, capture
+from dpcheck.engine import fallback
+from dpcheck.engine.plan import NotCovered, Plan, clip_factors, make_plan
+from dpcheck.errors import DpcheckError
+from dpcheck.facts import Event
+from dpcheck.samplesets import analyse
+
+Method = Literal["auto", "graph", "vmap", "single"]
+_CACHE = 16
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """The result of one call.
+
+    Attributes:
+        grads: by parameter name, ``sum_i weights[i] * min(1, C / norm_i) * g_i``, in the parameter's shape and dtype.
+        norms: L2 norm of every sample's whole gradient before clipping, [B], float32 or wider. Not private.
+        losses: [B]. Not private.
+    """
+
+    grads: dict[str, Tensor]
+    norms: Tensor
+    losses: Tensor
+
+
+class Clipper:
+    """``clipper(batch, weights) -> Clipped`` for one model and loss.
+
+    Args:
+        model: left as it is, but for buffers that the forward derives from weights or constants.
+        loss_fn: ``loss_fn(model, batch) -> losses [B]``.
+        max_grad_norm: the clipping norm C, positive.
+        method: ``auto`` takes the graph where samples are proven independent and every gradient has a sampler, else
+            ``vmap(grad)`` of the model, else one sample at a time. The fallbacks evaluate every sample alone.
+
+    Raises:
+        DpcheckError: for a model whose samples mix, bad losses, gradients that are not finite.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn, *, max_grad_norm: float, method: Method = "auto") -> None:
+        if not (isinstance(max_grad_norm, int | float) and 0 < max_grad_norm < float("inf")):
+            raise DpcheckError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
+        if method not in ("auto", "graph", "vmap", "single"):
+            raise DpcheckError(f"method must be auto, graph, vmap or single, not {method!r}")
+        self.model, self.loss_fn, self.max_grad_norm = model, loss_fn, float(max_grad_norm)
+        self._wanted: Method = method
+        self.method: str = "undecided" if method == "auto" else method
+        self.reason = ""
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+
+    def __call__(self, batch: Any, weights: Tensor | None = None) -> Clipped:
+        """Clip and sum. ``weights`` [B] is 1 for a sample and 0 for padding."""
+        size = inputs.batch_size(batch)
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise DpcheckError("the model has no trainable parameter", next="set requires_grad=True on those to train")
+        device = next(self.model.parameters()).device
+        if weights is None:
+            weights = torch.ones(size, device=device)
+        if weights.shape != (size,):
+            raise DpcheckError(f"weights have shape {list(weights.shape)}, not [{size}]")
+        if size == 0:
+            return self._nothing(device)
+        if size == 1:
+            # The plan needs two samples to tell them apart; the second weighs nothing.
+            both = self(inputs.take(batch, [0, 0]), torch.cat([weights, weights.new_zeros(1)]))
+            return Clipped(both.grads, both.norms[:1], both.losses[:1])
+        plan = self._plan(batch) if self._wanted in ("auto", "graph") and self.method in ("undecided", "graph") else None
+        return self._by_plan(plan, batch, weights) if plan is not None else self._by_fallback(batch, weights)
+
+    def _nothing(self, device: torch.device) -> Clipped:
+        zeros = {n: torch.zeros_like(p) for n, p in self.model.named_parameters() if p.requires_grad}
+        return Clipped(zeros, torch.zeros(0, device=device), torch.zeros(0, device=device))
+
+    # -- the graph
+
+    def _plan(self, batch: Any) -> Plan | None:
+        key = self._key(batch)
+        if key not in self._plans:
+            plan = self._make(batch)
+            if plan is None:
+                return None
+            self._plans[key] = plan
+            if len(self._plans) > _CACHE:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _key(self, batch: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(batch)
+        shapes = tuple(
+            (tuple(x.shape), x.dtype, str(x.device)) if isinstance(x, Tensor) else repr(x) for x in leaves
+        )
+        state = tuple(m.training for m in self.model.modules())
+        return shapes, str(spec), state, tuple((id(p), p.requires_grad) for p in self.model.parameters())
+
+    def _make(self, batch: Any) -> Plan | None:
+        result = capture(self.model, self.loss_fn, batch)
+        if isinstance(result, CaptureFailure):
+            where = f" at {result.location}" if result.location else ""
+            return self._fall_back(f"the graph could not be captured: {result.reason}{where}")
+        if result.touched.python_random:
+            return self._fall_back("the forward draws Python or NumPy random numbers, which a graph would freeze")
+        if result.touched.attributes:
+            return self._fall_back(f"the forward changes Python state ({', '.join(result.touched.attributes[:3])})")
+        if any(after is not result.parameters[n] for n, after in result.parameters_after.items()):
+            raise DpcheckError("the forward overwrites a parameter with values that are not noised", next="dpcheck.check")
+        analysis = analyse(result)
+        refuted = [event for event in analysis.events if event.kind in ("forward", "backward")]
+        if refuted:
+            raise _mixing(refuted[0])
+        leaks = [b for b in analysis.buffers if b.kind == "data"]
+        if leaks:
+            raise DpcheckError(
+                f"the buffer {leaks[0].name} is written from data and would be saved without noise",
+                where=str(leaks[0].location) if leaks[0].location else leaks[0].name,
+                next="run dpcheck.check(model, loss_fn, batch) for the findings, or dpcheck.fix",
+            )
+        if analysis.events:
+            event = analysis.events[0]
+            return self._fall_back(f"independence is unproven: {event.op} {event.reason}")
+        try:
+            plan = make_plan(analysis)
+        except NotCovered as missing:
+            return self._fall_back(str(missing))
+        self.method = "graph"
+        return plan
+
+    def _fall_back(self, reason: str) -> None:
+        if self._wanted == "graph":
+            raise DpcheckError(f"method='graph' cannot be used: {reason}", next="use method='auto'")
+        self.method, self.reason = "vmap", reason
+
+    def _by_plan(self, plan: Plan, batch: Any, weights: Tensor) -> Clipped:
+        parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
+        leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
+        dtype = torch.float64 if any(p.dtype is torch.float64 for p in parameters.values()) else torch.float32
+        with torch.no_grad():
+            losses, norms, sums, after = plan.module(
+                *parameters.values(), *buffers.values(), *leaves, torch.ones_like(weights),
+                weights.to(dtype), self.max_grad_norm,
+            )  # fmt: skip
+            _check_finite(losses, norms, weights)
+            grads = dict(zip(plan.gradients, sums, strict=True))
+            for name, value in zip(plan.buffers, after, strict=True):
+                buffers[name].copy_(value)
+        return Clipped(_complete(parameters, grads), norms, losses)
+
+    # -- the fallbacks
+
+    def _by_fallback(self, batch: Any, weights: Tensor) -> Clipped:
+        if self.method == "vmap":
+            try:
+                losses, each = fallback.vmap_gradients(self.model, self.loss_fn, batch)
+            except DpcheckError:
+                raise
+            except Exception as error:
+                if self._wanted == "vmap":
+                    raise DpcheckError(f"method='vmap' cannot be used: {error}", next="use method='auto'") from error
+                self.method = "single"
+                self.reason += f"; vmap: {type(error).__name__}"
+                return self._one_by_one(batch, weights)
+            norms = _norms(each)
+            _check_finite(losses, norms, weights)
+            factors = clip_factors(norms, self.max_grad_norm, weights.to(norms.dtype))
+            grads = {n: torch.einsum("b,b...->...", factors.to(g.dtype), g) for n, g in each.items()}
+            return Clipped(_complete(dict(self.model.named_parameters()), grads), norms, losses)
+        return self._one_by_one(batch, weights)
+
+    def _one_by_one(self, batch: Any, weights: Tensor) -> Clipped:
+        parameters = dict(self.model.named_parameters())
+        total = {n: torch.zeros_like(p) for n, p in parameters.items() if p.requires_grad}
+        losses, norms = [], []
+        for i in range(len(weights)):
+            loss, grads = fallback.single_gradient(self.model, self.loss_fn, batch, i)
+            norm = _norms({n: g.unsqueeze(0) for n, g in grads.items()})
+            _check_finite(loss.view(1), norm, weights[i : i + 1], first=i)
+            factor = clip_factors(norm, self.max_grad_norm, weights[i : i + 1].to(norm.dtype))
+            for name, grad in grads.items():
+                total[name] += factor.to(grad.dtype) * grad
+            losses.append(loss)
+            norms.append(norm)
+        return Clipped(total, torch.cat(norms), torch.stack(losses))
+
+
+def _norms(each: dict[str, Tensor]) -> Tensor:
+    squares = [(g if g.dtype is torch.float64 else g.float()).flatten(1).square().sum(1) for g in each.values()]
+    return torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()
+
+
+def _complete(parameters: dict[str, nn.Parameter], grads: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Zeros for trainable parameters that no loss reaches: they are noised like the others."""
+    result = {}
+    for name, p in parameters.items():
+        if p.requires_grad:
+            grad = grads.get(name)
+            result[name] = torch.zeros_like(p) if grad is None else grad.reshape(p.shape).to(p.dtype)
+    return result
+
+
+def _check_finite(losses: Tensor, norms: Tensor, weights: Tensor, first: int = 0) -> None:
+    bad = (~(torch.isfinite(losses) & torch.isfinite(norms)) & (weights != 0)).nonzero().flatten().tolist()
+    padded = (~torch.isfinite(norms) & (weights == 0)).any()
+    if bad or bool(padded):
+        names = ", ".join(str(first + i) for i in bad[:8]) or "padding"
+        raise DpcheckError(
+            f"the loss or gradient of sample {names} of the batch is not finite; the step is refused and nothing changed",
+            next="look at these samples, or lower the learning rate: a gradient that is not finite cannot be clipped",
+        )
+
+
+def _mixing(event: Event) -> DpcheckError:
+    location = event.origin.location if event.origin else None
+    module = event.origin.module if event.origin else None
+    return DpcheckError(
+        f"samples of the batch mix: {event.op} {event.reason}" + (f" in module {module!r}" if module else ""),
+        where=str(location) if location else None,
+        next="run dpcheck.check(model, loss_fn, batch) for all findings, or dpcheck.fix(...) to mend them",
+    )
+
+
+def clipped_grads(
+    model: nn.Module, loss_fn: LossFn, batch: Any, max_grad_norm: float = 1.0
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The sum over the batch of clipped per-sample gradients, by parameter name, and the norms [B] before clipping.
+
+    There is no noise in it: this is not private, and is meant for tests and for engines of your own.
+
+    Raises:
+        DpcheckError: as :class:`Clipper`.
+    """
+    result = Clipper(model, loss_fn, max_grad_norm=max_grad_norm)(batch)
+    return result.grads, result.norms
+
+
+def per_sample_grads(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[dict[str, Tensor], str]:
+    """Every sample's gradients [B, *shape] from the graph's samplers, and the reason if there are none (then empty)."""
+    size = inputs.batch_size(batch)
+    if size == 1:
+        grads, reason = per_sample_grads(model, loss_fn, inputs.take(batch, [0, 0]))
+        return {name: g[:1] for name, g in grads.items()}, reason
+    result = capture(model, loss_fn, batch)
+    if isinstance(result, CaptureFailure):
+        return {}, result.reason
+    analysis = analyse(result)
+    if not analysis.proven:
+        return {}, f"{analysis.events[0].op} {analysis.events[0].reason}"
+    try:
+        plan = make_plan(analysis, per_sample=True)
+    except NotCovered as missing:
+        return {}, str(missing)
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
+    ones = torch.ones(size, device=next(iter(parameters.values())).device)
+    with torch.no_grad():
+        _, _, each, _ = plan.module(*parameters.values(), *buffers.values(), *leaves, ones, ones, 1.0)
+    grads = dict(zip(plan.gradients, each, strict=True))
+    for name, p in parameters.items():
+        if p.requires_grad and name not in grads:
+            grads[name] = p.new_zeros(size, *p.shape)
+    return grads, ""

@@ -1,0 +1,74 @@
+"""Per-sample gradients without the graph: ``vmap(grad)`` of the whole model, or one sample at a time.
+
+Both evaluate the loss of a sample on that sample alone, so a gradient depends on one sample by construction.
+Buffers are read, never written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dpcheck import inputs
+from dpcheck.capture import LossFn, check_losses
+from dpcheck.sandbox import swapped, tensors_of
+
+Gradients = tuple[Tensor, dict[str, Tensor]]
+
+
+def _copies(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    parameters, buffers = tensors_of(model)
+    trainable = {n: p.detach() for n, p in parameters.items() if p.requires_grad}
+    frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
+    return trainable, frozen, {n: b.detach().clone() for n, b in buffers.items()}
+
+
+def vmap_gradients(model: nn.Module, loss_fn: LossFn, batch: Any) -> Gradients:
+    """Losses [B] and gradients [B, *shape] by ``vmap(grad)``.
+
+    Raises:
+        Exception: whatever vmap cannot do with this model (in-place writes to buffers, ``.item()``, ...).
+    """
+    trainable, frozen, buffers = _copies(model)
+    leaves, spec = pytree.tree_flatten(batch)
+    where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def loss_of(parameters: dict[str, Tensor], *rows: Tensor) -> tuple[Tensor, Tensor]:
+        filled = list(leaves)
+        for i, row in zip(where, rows, strict=True):
+            filled[i] = row.unsqueeze(0)
+        with swapped(model, {**parameters, **frozen, **buffers}):
+            losses = loss_fn(model, pytree.tree_unflatten(filled, spec))
+        check_losses(losses, 1)
+        return losses[0], losses[0].detach()
+
+    each = torch.func.grad(loss_of, has_aux=True)
+    run = torch.vmap(each, in_dims=(None, *[0] * len(where)), randomness="different")
+    grads, losses = run(trainable, *[leaves[i] for i in where])
+    return losses, dict(grads)
+
+
+def single_gradient(model: nn.Module, loss_fn: LossFn, batch: Any, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss [] and gradients of sample ``index``, computed on that sample alone."""
+    trainable, frozen, buffers = _copies(model)
+    leaves = {name: p.clone().requires_grad_() for name, p in trainable.items()}
+    with torch.enable_grad(), swapped(model, {**leaves, **frozen, **buffers}):
+        losses = loss_fn(model, inputs.take(batch, [index]))
+        check_losses(losses, 1)
+        found: Any = [None] * len(leaves)
+        if losses.requires_grad:
+            found = torch.autograd.grad(losses[0], list(leaves.values()), allow_unused=True)
+    grads = {}
+    for (name, p), g in zip(trainable.items(), found, strict=True):
+        grads[name] = torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
+    return losses[0].detach(), grads
+
+
+def single_gradients(model: nn.Module, loss_fn: LossFn, batch: Any) -> Gradients:
+    """Losses [B] and gradients [B, *shape], one sample at a time."""
+    results = [single_gradient(model, loss_fn, batch, i) for i in range(inputs.batch_size(batch))]
+    losses = torch.stack([loss for loss, _ in results])
+    return losses, {name: torch.stack([grads[name] for _, grads in results]) for name in results[0][1]}

@@ -1,0 +1,216 @@
+"""The ledger: an append-only record of every step that touched the data, from which epsilon is computed.
+
+A step is written before anything is computed from its data, so that a crash can only count a step too many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dpcheck.engine.accounting import Bounds, Phase, epsilon_of
+from dpcheck.errors import DpcheckError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did to the data.
+
+    Attributes:
+        run: the training to which it belongs; several may share a ledger, and all of them count.
+        noise_multiplier, max_grad_norm: sigma and C.
+        expected_batch_size, dataset_size: their quotient is the sample rate.
+        private: False if the noise came from a seed.
+        sampler, adjacency: for the accountant.
+    """
+
+    run: str
+    noise_multiplier: float
+    max_grad_norm: float
+    expected_batch_size: int
+    dataset_size: int
+    private: bool
+    sampler: str = "poisson"
+    adjacency: str = "add-remove"
+
+    @property
+    def sample_rate(self) -> float:
+        """q, the probability with which each record is drawn."""
+        return self.expected_batch_size / self.dataset_size
+
+
+Entries = list[tuple[StepRecord, int]]
+
+
+class Ledger:
+    """The steps, in order, run-length encoded in memory.
+
+    Args:
+        path: a file that gets one line of JSON for each step, forced to disk before :meth:`append` returns. Steps that it
+            already holds count. One process at a time may write to it. None: in memory only, saved with :meth:`state_dict`.
+
+    Raises:
+        DpcheckError: if the file is not a ledger.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self._entries: Entries = []
+        if self.path is not None and self.path.exists():
+            self._entries = _read(self.path)
+
+    def append(self, record: StepRecord, count: int = 1) -> None:
+        """Adds ``count`` steps; they are on disk when this returns, if there is a path."""
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write((json.dumps(asdict(record)) + "\n") * count)
+                file.flush()
+                os.fsync(file.fileno())
+        _push(self._entries, record, count)
+
+    def steps(self, run: str | None = None) -> int:
+        """How many steps ``run`` took; all runs together if None."""
+        return sum(count for record, count in self._entries if run in (None, record.run))
+
+    @property
+    def entries(self) -> tuple[tuple[StepRecord, int], ...]:
+        """Equal steps in a row as (record, count), in order."""
+        return tuple(self._entries)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """For the accountant: steps of equal noise and rate together, in order of first appearance."""
+        return phases_of(self.entries)
+
+    def epsilon(self, delta: float) -> Bounds:
+        """What all steps together have spent. ``.upper`` is the guarantee."""
+        return spent(self.phases(), delta)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only, for ``torch.save`` or JSON."""
+        return {"version": VERSION, "entries": [{**asdict(record), "count": count} for record, count in self._entries]}
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Adds the steps of ``state`` that are not here yet. No step that is here is ever taken away.
+
+        Raises:
+            DpcheckError: if ``state`` is not a ledger, or it and this one continue the same run in different ways: then
+                neither tells everything that touched the data.
+        """
+        loaded = _parse_state(state)
+        for run in dict.fromkeys(record.run for record, _ in loaded):
+            for record, count in _missing(run, self._entries, loaded):
+                self.append(record, count)
+
+
+def phases_of(entries: tuple[tuple[StepRecord, int], ...]) -> tuple[Phase, ...]:
+    """The composition that ``entries`` describe; its order does not matter to the accountant."""
+    steps: dict[tuple[float, float], int] = {}
+    for record, count in entries:
+        key = record.noise_multiplier, record.sample_rate
+        steps[key] = steps.get(key, 0) + count
+    return tuple(Phase(noise, rate, count) for (noise, rate), count in steps.items())
+
+
+@lru_cache(maxsize=64)
+def spent(phases: tuple[Phase, ...], delta: float) -> Bounds:
+    """Epsilon of a composition, remembered."""
+    return epsilon_of(phases, delta)
+
+
+def new_run() -> str:
+    """A name for a training, different each time."""
+    return secrets.token_hex(8)
+
+
+def _push(entries: Entries, record: StepRecord, count: int) -> None:
+    if entries and entries[-1][0] == record:
+        entries[-1] = record, entries[-1][1] + count
+    else:
+        entries.append((record, count))
+
+
+def _of_run(run: str, entries: Entries) -> Entries:
+    found: Entries = []
+    for record, count in entries:
+        if record.run == run:
+            _push(found, record, count)
+    return found
+
+
+def _missing(run: str, own: Entries, loaded: Entries) -> Entries:
+    """The steps of ``run`` in ``loaded`` that go beyond those in ``own``."""
+    ours, theirs = _of_run(run, own), _of_run(run, loaded)
+    beyond = _remainder(theirs, ours)
+    if beyond is not None:
+        return beyond
+    if _remainder(ours, theirs) is not None:
+        return []
+    raise DpcheckError(
+        f"the ledger and the checkpoint disagree about the steps of run {run}: each holds steps that the other lacks",
+        next="load the checkpoint that was saved with this ledger, or start a new run with the ledger file of both",
+    )
+
+
+def _remainder(longer: Entries, shorter: Entries) -> Entries | None:
+    """What follows ``shorter`` in ``longer``; None if ``longer`` does not begin with it."""
+    rest = list(longer)
+    for record, count in shorter:
+        if not rest or rest[0][0] != record or rest[0][1] < count:
+            return None
+        left = rest[0][1] - count
+        rest[:1] = [(record, left)] if left else []
+    return rest
+
+
+def _read(path: Path) -> Entries:
+    content = path.read_bytes()
+    # A last line without its end was being written when the process died: its step had not touched the data yet.
+    complete = content[: content.rfind(b"\n") + 1]
+    entries: Entries = []
+    for number, line in enumerate(complete.splitlines(), start=1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        _push(entries, _record(values, f"{path}:{number}"), 1)
+    if len(complete) < len(content):
+        os.truncate(path, len(complete))
+    return entries
+
+
+def _parse_state(state: Mapping[str, Any]) -> Entries:
+    version = state.get("version")
+    if version != VERSION:
+        raise DpcheckError(f"the ledger has version {version!r}; this dpcheck reads version {VERSION}", where="ledger")
+    entries: Entries = []
+    for i, entry in enumerate(state["entries"]):
+        values = dict(entry)
+        count = values.pop("count", None)
+        where = f"ledger entry {i}"
+        if not isinstance(count, int) or count < 1:
+            raise DpcheckError(f"the ledger entry counts {count!r} steps", where=where)
+        _push(entries, _record(values, where), count)
+    return entries
+
+
+def _record(values: Any, where: str) -> StepRecord:
+    names = {field.name for field in fields(StepRecord)}
+    if not isinstance(values, dict) or set(values) != names:
+        raise DpcheckError(
+            "this is no step of a ledger", where=where, next="restore the ledger from a copy: without it epsilon is unknown"
+        )
+    record = StepRecord(**values)
+    if (record.sampler, record.adjacency) != ("poisson", "add-remove"):
+        raise DpcheckError(
+            f"the ledger holds a step with sampler={record.sampler!r}, adjacency={record.adjacency!r}, not accounted for here",
+            where=where,
+        )
+    return record

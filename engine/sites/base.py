@@ -1,0 +1,107 @@
+"""A contraction site: one op that sums gradients over samples, taken apart again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from dpcheck.samplesets.interpreter import Step
+from dpcheck.samplesets.lattice import Samples
+from dpcheck.samplesets.op import packet_of
+
+# One multiply-add against one byte of fresh memory, as measured on a CPU (see ENGINE.md's table).
+FLOPS_PER_BYTE = 25.0
+
+
+@dataclass(frozen=True)
+class Site(ABC):
+    """One output of one contraction op.
+
+    Attributes:
+        operands: the nodes whose values the sampler needs.
+        shape: shape of the output, which is also the shape of one sample's contribution.
+        batch: B.
+    """
+
+    operands: tuple[fx.Node, ...]
+    shape: tuple[int, ...]
+    batch: int
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def per_sample(self, *values: Tensor) -> Tensor:
+        """The contribution of every sample, [B, *shape]."""
+
+    def square_norms(self, *values: Tensor) -> Tensor:
+        """The squared L2 norm of every contribution, [B], in float32 or wider."""
+        return square_norms_of(self.per_sample(*values))
+
+    @abstractmethod
+    def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
+        """The sum over samples of ``factors[i]`` times contribution i, of ``shape``."""
+
+    def keeps(self) -> bool:
+        """Whether the contributions are cheaper to keep than to contract a second time."""
+        return True
+
+
+def wide(t: Tensor) -> Tensor:
+    """At least float32."""
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def square_norms_of(each: Tensor) -> Tensor:
+    """Squared norms of the rows of [B, ...]: a sum of non-negative terms, in float32 or wider."""
+    flat = wide(each).flatten(1)
+    return torch.einsum("bi,bi->b", flat, flat)
+
+
+def weighted_of(factors: Tensor, each: Tensor) -> Tensor:
+    """``sum_i factors[i] * each[i]``."""
+    return torch.mv(each.flatten(1).t(), factors.to(each.dtype)).view(each.shape[1:])
+
+
+@dataclass(frozen=True)
+class Place:
+    """A contraction op in the graph, as the makers of sites see it."""
+
+    node: fx.Node
+    output: int | None
+    steps: dict[fx.Node, Step]
+    batch: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        val: Any = self.node.meta["val"]
+        return tuple((val if self.output is None else val[self.output]).shape)
+
+    def samples(self, node: Any) -> Samples:
+        value = self.steps[node].value
+        assert isinstance(value, Samples)
+        return value
+
+
+Maker = Callable[[Place], "Site | None"]
+MAKERS: dict[str, Maker] = {}
+
+
+def maker(*packets: str) -> Callable[[Maker], Maker]:
+    """Registers the maker of sites for op packets."""
+
+    def register(make: Maker) -> Maker:
+        for packet in packets:
+            MAKERS[packet] = make
+        return make
+
+    return register
+
+
+def make_site(place: Place) -> Site | None:
+    """The site at ``place``; ``None`` when no sampler covers it (the engine then falls back)."""
+    make = MAKERS.get(packet_of(place.node.target))
+    return make(place) if make is not None else None

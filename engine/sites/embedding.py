@@ -1,0 +1,71 @@
+"""Sites of embedding tables. Time and memory of norms and sums do not grow with the vocabulary (but for the sum itself)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpcheck.engine.sites.base import Place, Site, maker, wide
+from dpcheck.engine.sites.layout import Layout, find_layout
+from dpcheck.samplesets.lattice import joined, moved
+
+
+@dataclass(frozen=True)
+class EmbeddingSite(Site):
+    """``embedding_dense_backward``: output gradients [*, D] added up into the rows that ``indices`` [*] name."""
+
+    layout: Layout
+    rows: int
+    padding: int
+    indexed: bool  # the indices carry the sample axis too (else they are shared, such as position ids)
+    kind: ClassVar[str] = "embedding"
+
+    def _flat(self, grad: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output gradients [B * L, D], table rows [B * L] and samples [B * L]; padding contributes nothing."""
+        parts = self.layout.blocks(grad).flatten(1, -2)
+        picks = indices.expand(grad.shape[:-1]) if not self.indexed else indices
+        rows = self.layout.blocks(picks).flatten(1)
+        owner = torch.arange(self.batch, device=rows.device).unsqueeze(1).expand_as(rows)
+        flat, row = parts.flatten(0, 1), rows.flatten()
+        if self.padding >= 0:
+            flat = flat.masked_fill((row == self.padding).unsqueeze(1), 0)
+        return flat, row, owner.flatten()
+
+    def per_sample(self, *values: Tensor) -> Tensor:
+        grad, row, owner = self._flat(*values)
+        each = grad.new_zeros(self.batch * self.rows, grad.shape[-1])
+        each.index_add_(0, owner * self.rows + row, grad)
+        return each.view(self.batch, *self.shape)
+
+    def square_norms(self, *values: Tensor) -> Tensor:
+        """Gradients of the same row of the same sample are added first: repeated indices are not separate rows."""
+        grad, row, owner = self._flat(*values)
+        keys, where = torch.unique(owner * self.rows + row, return_inverse=True)
+        sums = wide(grad).new_zeros(keys.numel(), grad.shape[-1]).index_add_(0, where, wide(grad))
+        result = sums.new_zeros(self.batch)
+        return result.index_add_(0, keys // self.rows, torch.einsum("kd,kd->k", sums, sums))
+
+    def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
+        grad, row, owner = self._flat(*values)
+        total = grad.new_zeros(self.shape)
+        return total.index_add_(0, row, grad * factors.to(grad.dtype)[owner].unsqueeze(1))
+
+    def keeps(self) -> bool:
+        return False
+
+
+@maker("embedding_dense_backward")
+def make(place: Place) -> Site | None:
+    grad, indices, rows, padding, by_frequency = place.node.args[:5]
+    if by_frequency:
+        return None
+    g, i = place.samples(grad), place.samples(indices)
+    slots = joined([moved(g, lambda t: t.amax(-1)), i], g.shape[:-1], place.batch)
+    layout = find_layout(slots)
+    if layout is None:
+        return None
+    indexed = tuple(i.shape) == tuple(g.shape[:-1])
+    return EmbeddingSite((grad, indices), place.shape, place.batch, layout, rows, padding, indexed)  # type: ignore[arg-type]

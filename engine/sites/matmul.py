@@ -1,0 +1,80 @@
+"""Sites ``left @ right`` whose contracted axis runs over samples: linear layers, attention, einsum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpcheck.engine.sites.base import FLOPS_PER_BYTE, Place, Site, maker, wide
+from dpcheck.engine.sites.layout import Layout, find_layout
+from dpcheck.samplesets.lattice import joined, moved, reduced
+
+
+@dataclass(frozen=True)
+class MatmulSite(Site):
+    """``left`` [*, m, K] times ``right`` [*, K, n]; K holds ``each`` indices for every sample."""
+
+    left: Layout
+    right: Layout
+    sizes: tuple[int, int, int]  # leading (product), m, n
+    kind: ClassVar[str] = "matmul"
+
+    def _parts(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return self.left.blocks(left), self.right.blocks(right)
+
+    def per_sample(self, *values: Tensor) -> Tensor:
+        left, right = self._parts(*values)
+        return torch.matmul(left, right)
+
+    def square_norms(self, *values: Tensor) -> Tensor:
+        """Ghost norm (Li et al. 2022, eq. 4; Goodfellow 2015 for one index a sample), or of the contributions."""
+        if self.keeps():
+            return super().square_norms(*values)
+        left, right = (wide(part) for part in self._parts(*values))
+        if self.left.each == 1:
+            return (left.square().sum((-2, -1)) * right.square().sum((-2, -1))).reshape(self.batch, -1).sum(1)
+        grams = torch.matmul(left.transpose(-1, -2), left) * torch.matmul(right, right.transpose(-1, -2))
+        # A Gram product of rank-one sums is non-negative but for rounding.
+        return grams.flatten(1).sum(1).clamp_min(0)
+
+    def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
+        left, right = values
+        if left.numel() <= right.numel():
+            left = left * self.left.spread(factors.to(left.dtype), left.dim())
+        else:
+            right = right * self.right.spread(factors.to(right.dtype), right.dim())
+        return torch.matmul(left, right)
+
+    def keeps(self) -> bool:
+        lead, m, n = self.sizes
+        ghost = 2.0 * lead * self.left.each**2 * (m + n)
+        kept = 4.0 * lead * m * n * FLOPS_PER_BYTE
+        return self.left.each > 1 and kept < ghost
+
+
+@maker("mm", "bmm")
+def make(place: Place) -> Site | None:
+    left, right = place.node.args[:2]
+    a, b = place.samples(left), place.samples(right)
+    inner = joined(
+        [reduced(a, range(len(a.shape) - 1), keepdim=False),
+         moved(reduced(b, [-1], keepdim=False), lambda t: t.amax(list(range(t.dim() - 1))) if t.dim() > 1 else t)],
+        (a.shape[-1],), place.batch,
+    )  # fmt: skip
+    layout = find_layout(inner)
+    if layout is None:
+        return None
+    rank, split = len(a.shape), (layout.outer, layout.batch, layout.inner)
+    lead = 1
+    for size in a.shape[:-2]:
+        lead *= size
+    return MatmulSite(
+        (left, right), place.shape, place.batch,  # type: ignore[arg-type]
+        Layout(rank - 1, *split), Layout(rank - 2, *split), (lead, a.shape[-2], b.shape[-1]),
+    )  # fmt: skip
+
+
+
