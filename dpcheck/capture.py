@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpcheck import inputs
+from dpcheck.decompositions import TABLE
 from dpcheck.diagnostic import Location
 from dpcheck.errors import DpcheckError
 from dpcheck.functional import functionalized
@@ -146,13 +148,26 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
     arguments = (list(parameters.values()), list(buffers.values()), [leaves[i] for i in where], tangent)
     with sandbox(model) as touched:
         try:
-            graph = make_fx(joint, tracing_mode="fake", _error_on_data_dependent_ops=True)(*arguments)
+            with _without_fused_layers():
+                trace = make_fx(joint, TABLE, tracing_mode="fake", _error_on_data_dependent_ops=True)
+                graph = trace(*arguments)
         except DpcheckError:
             raise
         except Exception as error:
             return _failure(error, recorder.half, touched)
     graph = functionalized(graph)
     return _assemble(graph, size, parameters, buffers, trainable, len(where), touched, batch)
+
+
+@contextmanager
+def _without_fused_layers() -> Iterator[None]:
+    """oneDNN's recurrent layers are one opaque op; without oneDNN they are traced as matrix products."""
+    before: bool = torch._C._get_mkldnn_enabled()  # type: ignore[attr-defined]
+    torch._C._set_mkldnn_enabled(False)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)  # type: ignore[attr-defined]
 
 
 def _assemble(

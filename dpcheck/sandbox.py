@@ -97,7 +97,7 @@ def _restore(path: str, module: nn.Module, before: dict[str, Any], frozen: dict[
         if key in before and key in now and now[key] is before[key] and _same(frozen[key], now[key]):
             continue
         registered = key in ("_parameters", "_buffers", "_modules")
-        if not registered and not (key in before and key in now and _same(frozen[key], now[key])):
+        if not registered and not _same(frozen.get(key), now.get(key)):
             changed.append(f"{path}.{key}" if path else key)
         if key not in before:
             del now[key]
@@ -114,5 +114,12 @@ def _restore(path: str, module: nn.Module, before: dict[str, Any], frozen: dict[
 @contextmanager
 def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Put ``tensors`` in the place of the registered ones of the same name, ties included, and take them out again."""
-    with _reparametrize_module(model, dict(tensors), tie_weights=True):
-        yield
+    # A recurrent layer keeps lists of its weights, which torch fills with the stand-ins but does not put back.
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    lists = [(vars(m)[key], list(vars(m)[key])) for m in layers for key in ("_flat_weights", "_flat_weight_refs")]
+    try:
+        with _reparametrize_module(model, dict(tensors), tie_weights=True):
+            yield
+    finally:
+        for held, before in lists:
+            held[:] = before

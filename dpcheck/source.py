@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import sysconfig
@@ -9,20 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 
-import torch
-
-import dpcheck
-import dpcheck.engine
-import dpcheck.rules
 from dpcheck.diagnostic import Location
 
 
-def _folder(package: object) -> str:
-    return os.path.dirname(os.path.abspath(str(getattr(package, "__file__")))) + os.sep  # noqa: B009
+def _folder(package: str) -> str:
+    """The folder of a package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package} is not installed as a folder of source files")
+    return os.path.dirname(os.path.abspath(spec.origin)) + os.sep
 
 
-_TORCH = _folder(torch)
-_OURS = tuple(_folder(package) for package in (dpcheck, dpcheck.engine, dpcheck.rules))
+_TORCH = _folder("torch")
+_OURS = tuple(_folder(package) for package in ("dpcheck", "dpcheck.engine", "dpcheck.rules"))
 _PATHS = sysconfig.get_paths()
 _LIBRARIES = tuple({_PATHS[key] + os.sep for key in ("purelib", "platlib", "stdlib", "platstdlib")})
 _CALLS = frozenset({"_call_impl", "_wrapped_call_impl"})

@@ -197,7 +197,7 @@ class Clipper:
 
 
 def _norms(each: dict[str, Tensor]) -> Tensor:
-    squares = [(g if g.dtype is torch.float64 else g.float()).flatten(1).square().sum(1) for g in each.values()]
+    squares = [(g if g.dtype is torch.float64 else g.float()).reshape(len(g), -1).square().sum(1) for g in each.values()]
     return torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()
 
 

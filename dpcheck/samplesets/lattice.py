@@ -148,6 +148,6 @@ def reduced(value: Samples, axes: Iterable[int] | None, keepdim: bool = True) ->
 
 def spread(value: Samples, axes: Iterable[int] | None, shape: Shape | None = None) -> Samples:
     """The join over ``axes``, expanded back (to ``shape``)."""
-    small = reduced(value, axes)
+    small = reduced(value, axes, keepdim=axes is not None)
     target = tuple(value.shape if shape is None else shape)
     return replace(small, low=small.low.expand(target), high=small.high.expand(target))

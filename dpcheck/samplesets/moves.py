@@ -255,9 +255,7 @@ def unknown(op: Op) -> Any:
     """No rule: every output may depend on every input. Never a proof."""
 
     def make(out: Tensor) -> Samples:
-        values = [spread(v, None, (1,) * max(len(out.shape), 1)) for v in op.values() if not v.empty()]
-        flat = [moved(v, lambda t: t.reshape(())) if not out.shape else v for v in values]
-        merged = op.join(*[moved(v, lambda t: t.flatten()[0]) if not out.shape else v for v in flat], shape=out.shape)
-        return merged.with_(inexact=True, additive=False)
+        merged = op.join(*[reduced(v, None, keepdim=False) for v in op.values()], shape=out.shape)
+        return merged.with_(inexact=not merged.empty(), additive=False)
 
     return op.each(make)

@@ -57,13 +57,13 @@ def wide(t: Tensor) -> Tensor:
 
 def square_norms_of(each: Tensor) -> Tensor:
     """Squared norms of the rows of [B, ...]: a sum of non-negative terms, in float32 or wider."""
-    flat = wide(each).flatten(1)
+    flat = wide(each).reshape(each.shape[0], -1)
     return torch.einsum("bi,bi->b", flat, flat)
 
 
 def weighted_of(factors: Tensor, each: Tensor) -> Tensor:
     """``sum_i factors[i] * each[i]``."""
-    return torch.mv(each.flatten(1).t(), factors.to(each.dtype)).view(each.shape[1:])
+    return torch.mv(each.reshape(each.shape[0], -1).t(), factors.to(each.dtype)).view(each.shape[1:])
 
 
 @dataclass(frozen=True)
