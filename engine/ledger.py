@@ -54,8 +54,8 @@ class Ledger:
     """The steps, in order, run-length encoded in memory.
 
     Args:
-        path: a file that gets one line of JSON for each step, forced to disk before :meth:`append` returns. Steps that it
-            already holds count. One process at a time may write to it. None: in memory only, saved with :meth:`state_dict`.
+        path: a file that gets one line of JSON for each step, forced to disk before :meth:`append` returns. Steps that
+            it already holds count. One process at a time may write to it. None: in memory only.
 
     Raises:
         DpcheckError: if the file is not a ledger.
@@ -205,12 +205,14 @@ def _record(values: Any, where: str) -> StepRecord:
     names = {field.name for field in fields(StepRecord)}
     if not isinstance(values, dict) or set(values) != names:
         raise DpcheckError(
-            "this is no step of a ledger", where=where, next="restore the ledger from a copy: without it epsilon is unknown"
+            "this is no step of a ledger",
+            where=where,
+            next="restore the ledger from a copy: without it epsilon is unknown",
         )
     record = StepRecord(**values)
     if (record.sampler, record.adjacency) != ("poisson", "add-remove"):
         raise DpcheckError(
-            f"the ledger holds a step with sampler={record.sampler!r}, adjacency={record.adjacency!r}, not accounted for here",
+            f"sampler={record.sampler!r} with adjacency={record.adjacency!r} cannot be accounted for here",
             where=where,
         )
     return record

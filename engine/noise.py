@@ -33,7 +33,7 @@ class Mechanism(Protocol):
 class Gaussian:
     """Adds N(0, (noise_multiplier * max_grad_norm)^2) in float64 to every coordinate.
 
-    float32 noise is not enough: torch's never exceeds 5.77 standard deviations on the CPU, which puts a floor under delta.
+    float32 noise is not enough: torch's never exceeds 5.77 standard deviations on the CPU, a floor under delta.
     It does not protect against reading the low bits of the released floats (Mironov 2012); :class:`GridGaussian` does.
 
     Args:
@@ -78,7 +78,7 @@ class GridGaussian:
         """One record's gradient in units of gamma, int64; the sum of the squares is at most 2**48."""
         scaled = {name: g.double() / self.gamma for name, g in clipped.items()}
         norm = sum(float(g.square().sum()) for g in scaled.values()) ** 0.5
-        # 1e-9 is far above the rounding error of the norm, so that truncation, which only shrinks, ends inside the ball.
+        # 1e-9 is far above the rounding error of the norm: truncation, which only shrinks, ends inside the ball.
         limit = GRID * (1 - 1e-9)
         factor = 1.0 if norm <= limit else limit / norm
         return {name: (g * factor).trunc().to(torch.int64) for name, g in scaled.items()}

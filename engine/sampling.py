@@ -89,10 +89,9 @@ class Loader:
     def __init__(self, dataset: Any, collate_fn: CollateFn | None, size: int) -> None:
         self.dataset, self.collate_fn, self.size = map_style(dataset), collate_fn, size
 
-    def physical_batches(self, indices: Tensor) -> list[Callable[[], PhysicalBatch]]:
-        """The physical batches of ``indices`` in order, each read when called."""
-        chunks = indices.split(self.size) if len(indices) else ()
-        return [lambda chunk=chunk: self.read(chunk) for chunk in chunks]  # type: ignore[misc]
+    def chunks(self, indices: Tensor) -> tuple[Tensor, ...]:
+        """``indices`` in order, at most ``size`` at a time; none at all if there are none."""
+        return torch.split(indices, self.size) if len(indices) else ()
 
     def read(self, indices: Tensor) -> PhysicalBatch:
         """The records ``indices`` (at least 1, at most ``size``), padded to ``size``.
@@ -128,7 +127,7 @@ def map_style(dataset: Any) -> Any:
     """
     if isinstance(dataset, (DataLoader, Sampler)):
         raise DpcheckError(
-            f"dataset is a {type(dataset).__name__}: its order and batches are not Poisson samples, and the guarantee needs them",
+            f"dataset is a {type(dataset).__name__}, whose batches are not the Poisson samples that are accounted for",
             where="dataset",
             next="pass the data set itself (and collate_fn=...); PrivacyEngine draws the samples",
         )

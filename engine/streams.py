@@ -29,8 +29,8 @@ class Stream(Protocol):
 class KeyedStream:
     """A fast stream from a key of 256 bits: SFC64, normals by the ziggurat method.
 
-    It passes statistical tests, but it is no cipher; :class:`SystemStream` is one. ``torch.Generator`` is not used because
-    on the CPU it keeps 32 bits of its seed, so that after 2**16 seeds two are likely to give the same noise.
+    It passes statistical tests, but it is no cipher; :class:`SystemStream` is one. ``torch.Generator`` is not used: on
+    the CPU it keeps 32 bits of its seed, so that after 2**16 seeds two are likely to give the same noise.
     """
 
     def __init__(self, key: bytes) -> None:

@@ -1,0 +1,70 @@
+"""What a step shows, and the progress bar that shows it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dpcheck.engine.accounting import Bounds, Phase
+from dpcheck.engine.ledger import spent
+
+# Seconds between two computations of epsilon.
+_REFRESH = 2.0
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What one step shows.
+
+    Attributes:
+        step: its number, from 0.
+        loss: mean loss of the records drawn; None if none was. **Not private.**
+        clipped_fraction: share of them whose gradient was longer than ``max_grad_norm``. **Not private.**
+        drawn: how many were drawn. **Not private.**
+        delta: of the guarantee.
+    """
+
+    step: int
+    loss: float | None
+    clipped_fraction: float | None
+    drawn: int
+    delta: float
+    phases: tuple[Phase, ...] = field(repr=False)
+
+    @property
+    def epsilon(self) -> Bounds:
+        """Spent up to and with this step; computed when asked for."""
+        return spent(self.phases, self.delta)
+
+
+class Bar:
+    """A progress bar on stderr: steps, epsilon so far and, **not private**, loss and clipped share."""
+
+    def __init__(self, total: int, done: int) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+        self._progress = Progress(TextColumn("training"), *columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("training", total=total, completed=done, shown="")
+        self._total, self._epsilon, self._due = total, "", 0.0
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, metrics: Metrics) -> None:
+        """Advances by the step of ``metrics``."""
+        if time.monotonic() >= self._due or metrics.step + 1 == self._total:
+            self._epsilon = f"epsilon <= {metrics.epsilon.upper:.3f}"
+            self._due = time.monotonic() + _REFRESH
+        self._progress.update(self._task, completed=metrics.step + 1, shown=f"{self._epsilon}  {_not_private(metrics)}")
+
+
+def _not_private(metrics: Metrics) -> str:
+    if metrics.loss is None or metrics.clipped_fraction is None:
+        return "(not private: nothing drawn)"
+    return f"(not private: loss {metrics.loss:.4f}, clipped {metrics.clipped_fraction:.0%})"

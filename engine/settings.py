@@ -1,0 +1,155 @@
+"""The arguments of PrivacyEngine, each checked by name and value, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from dpcheck.engine import accounting
+from dpcheck.engine.sampling import physical_size
+from dpcheck.errors import DpcheckError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run of DP-SGD.
+
+    Attributes:
+        dataset_size: N, records.
+        expected_batch_size: B. The sample rate is B / N, and gradients are divided by B, whatever was drawn.
+        max_grad_norm: C.
+        noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
+        delta: of the guarantee.
+        steps: at which the run ends.
+        physical_batch_size: samples in one call of the clipper; 1 in secure mode.
+        target_epsilon: for which the noise was calibrated, if it was.
+        seed: of a run that is not private; None otherwise.
+        secure: cryptographic randomness and integer arithmetic.
+    """
+
+    dataset_size: int
+    expected_batch_size: int
+    max_grad_norm: float
+    noise_multiplier: float
+    delta: float
+    steps: int
+    physical_batch_size: int
+    target_epsilon: float | None
+    seed: int | None
+    secure: bool
+
+    @property
+    def sample_rate(self) -> float:
+        """q = B / N."""
+        return self.expected_batch_size / self.dataset_size
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of any result must know first."""
+        notes = []
+        if self.seed is not None:
+            notes.append(
+                f"NOT PRIVATE: samples and noise come from seed={self.seed}, which anybody can repeat; "
+                "leave seed out to train privately"
+            )
+        if self.noise_multiplier == 0:
+            notes.append("NOT PRIVATE: noise_multiplier=0 adds no noise, so epsilon is infinite")
+        if self.delta > 1 / self.dataset_size:
+            notes.append(
+                f"delta={self.delta:g} is above 1/{self.dataset_size}: it would allow publishing a random record"
+            )
+        return tuple(notes)
+
+
+def settle(
+    *,
+    dataset_size: int,
+    expected_batch_size: int,
+    max_grad_norm: float,
+    delta: float,
+    noise_multiplier: float | None,
+    target_epsilon: float | None,
+    epochs: float | None,
+    steps: int | None,
+    physical_batch_size: int | None,
+    seed: int | None,
+    secure: bool,
+) -> Settings:
+    """Checks the arguments and calibrates the noise.
+
+    Raises:
+        DpcheckError: names the argument and its value, or the two of which only one may be given.
+    """
+    batch = _whole("expected_batch_size", expected_batch_size)
+    if batch > dataset_size:
+        raise DpcheckError(
+            f"expected_batch_size={batch} is more than the {dataset_size} records of the data set",
+            where="expected_batch_size",
+        )
+    max_grad_norm = _number("max_grad_norm", max_grad_norm)
+    delta = _number("delta", delta)
+    if delta >= 1:
+        raise DpcheckError(f"delta={delta:g} is not between 0 and 1", where="delta", next="take at most 1/len(dataset)")
+    _one_of("steps", steps, "epochs", epochs)
+    _one_of("noise_multiplier", noise_multiplier, "target_epsilon", target_epsilon)
+    if steps is None:
+        steps = math.ceil(_number("epochs", epochs) * dataset_size / batch)
+    steps = _whole("steps", steps)
+    if target_epsilon is not None:
+        target_epsilon = _number("target_epsilon", target_epsilon)
+        noise = accounting.noise_multiplier(target_epsilon, batch / dataset_size, steps, delta)
+    else:
+        noise = 0.0 if noise_multiplier == 0 else _number("noise_multiplier", noise_multiplier)
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise DpcheckError(f"seed={seed!r} is not a whole number", where="seed")
+    if not isinstance(secure, bool):
+        raise DpcheckError(f"secure={secure!r} is neither True nor False", where="secure")
+    if seed is not None and secure:
+        raise DpcheckError("seed and secure=True exclude each other: what a seed repeats is not private", where="seed")
+    return Settings(
+        dataset_size=dataset_size,
+        expected_batch_size=batch,
+        max_grad_norm=max_grad_norm,
+        noise_multiplier=noise,
+        delta=delta,
+        steps=steps,
+        physical_batch_size=_physical(physical_batch_size, batch, dataset_size, secure),
+        target_epsilon=target_epsilon,
+        seed=seed,
+        secure=secure,
+    )
+
+
+def _physical(given: int | None, expected: int, dataset_size: int, secure: bool) -> int:
+    if given is not None:
+        given = _whole("physical_batch_size", given)
+    if not secure:
+        return physical_size(expected, dataset_size) if given is None else given
+    if given not in (None, 1):
+        raise DpcheckError(
+            f"physical_batch_size={given} with secure=True: each record's gradient is put on the grid by itself",
+            where="physical_batch_size",
+            next="leave physical_batch_size out",
+        )
+    return 1
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DpcheckError(f"{name}={value!r} is not a positive whole number", where=name)
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise DpcheckError(f"{name}={value!r} is not a positive finite number", where=name)
+    return float(value)
+
+
+def _one_of(first: str, a: Any, second: str, b: Any) -> None:
+    if a is None and b is None:
+        raise DpcheckError(f"neither {first} nor {second} is given", next=f"pass {first}=... or {second}=...")
+    if a is not None and b is not None:
+        raise DpcheckError(
+            f"both {first}={a!r} and {second}={b!r} are given", next=f"pass {first} or {second}, not both"
+        )

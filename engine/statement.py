@@ -1,0 +1,55 @@
+"""The plain statement of the guarantee that ``engine.report()`` returns."""
+
+from __future__ import annotations
+
+import math
+
+from dpcheck.engine.accounting import Bounds
+from dpcheck.engine.ledger import Ledger
+from dpcheck.engine.settings import Settings
+
+
+def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, method: str) -> str:
+    """What may be claimed now, and what may not. After the advice of Ponomareva et al. 2023."""
+    private = settings.seed is None and all(record.private for record, _ in ledger.entries)
+    if not private:
+        claim = "No guarantee: steps in the ledger drew their noise from a seed, so this run is not private."
+    elif math.isinf(bounds.upper):
+        claim = "No guarantee: steps in the ledger had no noise, so epsilon is infinite."
+    else:
+        claim = f"({bounds.upper:.4g}, {settings.delta:g})-differential privacy."
+    lines = [
+        *(f"! {note}" for note in settings.notes()),
+        claim,
+        f"Epsilon: at most {bounds.upper:.6g} and at least {bounds.lower:.6g}, at delta = {settings.delta:g}.",
+        "Unit and adjacency: one record of the data set is added or removed.",
+        "Mechanism: DP-SGD. Each record's gradient, over all trainable parameters, is clipped to L2 norm "
+        f"{settings.max_grad_norm:g}; the sum gets Gaussian noise of standard deviation "
+        f"{settings.noise_multiplier:g} x {settings.max_grad_norm:g}, once for each step, and is divided by "
+        f"{settings.expected_batch_size}.",
+        f"Sampling: Poisson, each of {settings.dataset_size} records with probability "
+        f"{settings.expected_batch_size}/{settings.dataset_size} = {settings.sample_rate:.6g} in each step.",
+        f"Steps: {ledger.steps(run)} of {settings.steps} in this run, {ledger.steps()} in the whole ledger; all count.",
+        f"Per-sample gradients: {method}.",
+        f"Randomness: {randomness(settings)}.",
+        "Treated as public: the number of records, all settings above, the model and the code.",
+        "Not private, not to be published: the loss, the clipped fraction, the drawn batches, errors naming samples.",
+        "Not accounted for: choosing hyper-parameters, decisions taken from validation data or from the values above, "
+        "runs that are not in this ledger, and anything else computed from the same records.",
+    ]
+    return "\n".join(lines)
+
+
+def randomness(settings: Settings) -> str:
+    """Where samples and noise come from."""
+    if settings.secure:
+        return (
+            "the operating system's cryptographic generator; noise and sums on an integer grid, so that floating-point "
+            "rounding does not leak; timing is not protected"
+        )
+    if settings.seed is not None:
+        return f"seed={settings.seed}, NOT PRIVATE"
+    return (
+        "float64 noise from a private generator under a 256-bit key from the operating system; it is no cipher, and "
+        "the low bits of floats are not protected (secure=True does both)"
+    )

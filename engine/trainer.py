@@ -1,0 +1,295 @@
+"""PrivacyEngine: sample, clip, add noise, account, step."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from dpcheck.capture import LossFn
+from dpcheck.engine.accounting import Bounds
+from dpcheck.engine.admission import checked_method, refuse_ledger, refuse_ranks
+from dpcheck.engine.clipping import Clipped, Clipper
+from dpcheck.engine.ledger import Ledger, StepRecord, new_run
+from dpcheck.engine.metrics import Bar, Metrics
+from dpcheck.engine.noise import Gaussian, GridGaussian, Mechanism
+from dpcheck.engine.sampling import CollateFn, Loader, LogicalBatch, PhysicalBatch, map_style, poisson
+from dpcheck.engine.settings import Settings, settle
+from dpcheck.engine.statement import statement
+from dpcheck.engine.streams import KeyedStreams, Streams, SystemStreams
+from dpcheck.engine.watch import Watch
+from dpcheck.errors import DpcheckError
+
+log = logging.getLogger("dpcheck")
+
+# Far above the rounding error of a float32 sum: what exceeds the bound by more is a wrong gradient or norm.
+_SLACK = 1e-3
+
+
+class ClipperLike(Protocol):
+    """What the engine asks of a clipper; see :class:`dpcheck.engine.clipping.Clipper`."""
+
+    method: str
+    reason: str
+
+    def __call__(self, batch: Any, weights: Tensor | None = None) -> Clipped: ...
+
+
+class PrivacyEngine:
+    """Trains a model with DP-SGD: any torch optimizer, plain modules, gradients in ``p.grad``.
+
+        engine = PrivacyEngine(model, loss_fn, optimizer, dataset, expected_batch_size=256, max_grad_norm=1.0,
+                               delta=1e-5, target_epsilon=8.0, epochs=10)
+        for batch in engine:
+            metrics = engine.step(batch)
+
+    After all steps the weights are (epsilon, delta)-differentially private for one record added or removed, with
+    ``engine.epsilon().upper``. Loss and clipped fraction, in :class:`Metrics` and the progress bar, are computed from
+    the records without noise: they are not private.
+
+    Args:
+        model: an ``nn.Module`` in the train/eval state in which it is to be trained.
+        loss_fn: ``loss_fn(model, batch) -> losses [B]``.
+        optimizer: holds exactly the trainable parameters of the model (frozen ones may be in it).
+        dataset: map-style; one item is one record, the unit of privacy.
+        expected_batch_size: B. Each record is drawn with probability B / len(dataset); gradients are divided by B.
+        max_grad_norm: C, L2 norm to which each record's gradient is clipped.
+        delta: of the guarantee; at most 1 / len(dataset).
+        noise_multiplier: sigma; or target_epsilon, for which sigma is calibrated.
+        epochs: steps = epochs * len(dataset) / B, rounded up; or steps.
+        physical_batch_size: samples in one forward and backward; chosen if None. It changes memory and time only.
+        seed: makes samples and noise repeatable. **Such a run is not private.**
+        secure: randomness from the operating system and noise on an integer grid (:class:`GridGaussian`); records are
+            then computed one at a time.
+        collate_fn: list of records -> batch, one sample for each record.
+        check: run :func:`dpcheck.check` on a few records first and refuse a model with findings.
+        ledger: path of a file that records every step before its data is read, so that a crash can only over-count.
+            Steps already in it count, whichever run they belong to.
+
+    Raises:
+        DpcheckError: for each argument that is wrong, by name and value; for a model that the check refuses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: Optimizer,
+        dataset: Any,
+        *,
+        expected_batch_size: int,
+        max_grad_norm: float,
+        delta: float,
+        noise_multiplier: float | None = None,
+        target_epsilon: float | None = None,
+        epochs: float | None = None,
+        steps: int | None = None,
+        physical_batch_size: int | None = None,
+        seed: int | None = None,
+        secure: bool = False,
+        collate_fn: CollateFn | None = None,
+        check: bool = True,
+        ledger: str | os.PathLike[str] | None = None,
+        _clipper: Callable[..., ClipperLike] = Clipper,
+    ) -> None:
+        refuse_ranks()
+        self.settings: Settings = settle(
+            dataset_size=len(map_style(dataset)),
+            expected_batch_size=expected_batch_size,
+            max_grad_norm=max_grad_norm,
+            delta=delta,
+            noise_multiplier=noise_multiplier,
+            target_epsilon=target_epsilon,
+            epochs=epochs,
+            steps=steps,
+            physical_batch_size=physical_batch_size,
+            seed=seed,
+            secure=secure,
+        )
+        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+        self._watch = Watch(model, optimizer)
+        self._loader = Loader(dataset, collate_fn, self.settings.physical_batch_size)
+        self.ledger = Ledger(ledger)
+        self.run = new_run()
+        refuse_ledger(self.ledger, self.settings, self._record(self.run))
+        few = torch.arange(min(8, self.settings.dataset_size))
+        method = checked_method(model, loss_fn, self._on_device(self._loader.collate(few))) if check else "auto"
+        self._clipper = _clipper(model, loss_fn, max_grad_norm=self.settings.max_grad_norm, method=method)
+        mechanism = GridGaussian if secure else Gaussian
+        self._mechanism: Mechanism = mechanism(self.settings.noise_multiplier, self.settings.max_grad_norm)
+        self._streams = self._new_streams()
+        self._pending: LogicalBatch | None = None
+        for note in self.settings.notes():
+            log.warning("%s", note)
+
+    # -- training
+
+    @property
+    def steps_taken(self) -> int:
+        """Steps of this run, over all its sessions, as the ledger has them."""
+        return self.ledger.steps(self.run)
+
+    def __len__(self) -> int:
+        """Steps that are left."""
+        return max(0, self.settings.steps - self.steps_taken)
+
+    def __iter__(self) -> Iterator[LogicalBatch]:
+        """Draws a batch for each step that is left. Each must be given to :meth:`step` before the next is drawn."""
+        while self.steps_taken < self.settings.steps:
+            if self._pending is None:
+                self._pending = self._draw()
+            batch = self._pending
+            yield batch
+            if self._pending is batch:
+                raise DpcheckError(
+                    f"the batch of step {batch.step} was not given to engine.step(): the samples would not be Poisson",
+                    next="for batch in engine: metrics = engine.step(batch)",
+                )
+
+    def step(self, batch: LogicalBatch) -> Metrics:
+        """One step of DP-SGD on a batch from iterating the engine.
+
+        The step is in the ledger before its records are read: whatever fails afterwards is counted.
+
+        Raises:
+            DpcheckError: for another batch; for parameters, modes or an optimizer that changed; for a gradient in
+                p.grad that is not the engine's; for what the clipper refuses, such as a loss that is not finite.
+        """
+        if self._pending is None or batch is not self._pending:
+            raise DpcheckError(
+                "this batch is not the one that the engine drew for this step, and only that one is a Poisson sample",
+                where="batch",
+                next="for batch in engine: metrics = engine.step(batch)",
+            )
+        self._watch.refuse_changes()
+        self._watch.refuse_foreign_gradients()
+        noise = self._streams.stream("noise", batch.step)
+        self._pending = None
+        self.ledger.append(self._record(self.run))
+        total, seen = self._clipped_sum(batch)
+        self._watch.publish(self._mechanism.release(total, self.settings.expected_batch_size, noise))
+        self.optimizer.step()
+        return self._metrics(batch, seen)
+
+    def fit(self, progress: bool = True) -> Bounds:
+        """Takes all steps that are left, and returns the epsilon spent.
+
+        Args:
+            progress: show a bar on stderr with epsilon so far and, **not private**, loss and clipped fraction.
+        """
+        if not progress:
+            for batch in self:
+                self.step(batch)
+            return self.epsilon()
+        with Bar(self.settings.steps, self.steps_taken) as bar:
+            for batch in self:
+                bar.show(self.step(batch))
+        return self.epsilon()
+
+    def _draw(self) -> LogicalBatch:
+        if len(self._loader.dataset) != self.settings.dataset_size:
+            raise DpcheckError(
+                f"the data set has {len(self._loader.dataset)} records now, and {self.settings.dataset_size} at first",
+                where="dataset",
+                next="make a new PrivacyEngine with the new data set and the same ledger",
+            )
+        step, s = self.steps_taken, self.settings
+        stream = self._streams.stream("sampling", step)
+        return LogicalBatch(step, poisson(s.dataset_size, s.expected_batch_size, stream))
+
+    def _clipped_sum(self, batch: LogicalBatch) -> tuple[dict[str, Tensor], list[Clipped]]:
+        zeros = {name: torch.zeros_like(p) for name, p in self._watch.parameters.items()}
+        total, seen = self._mechanism.contribution(zeros), []
+        for indices in self._loader.chunks(batch.indices):
+            physical = self._loader.read(indices)
+            clipped = self._clip(physical)
+            for name, part in self._mechanism.contribution(clipped.grads).items():
+                total[name] += part
+            seen.append(Clipped({}, clipped.norms[: physical.real], clipped.losses[: physical.real]))
+        return total, seen
+
+    def _clip(self, physical: PhysicalBatch) -> Clipped:
+        clipped = self._clipper(*self._on_device((physical.data, physical.weights)))
+        if clipped.grads.keys() != self._watch.parameters.keys():
+            odd = sorted(clipped.grads.keys() ^ self._watch.parameters.keys())
+            raise DpcheckError(f"the clipper's gradients and the trainable parameters differ in {', '.join(odd)}")
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in clipped.grads.values()]
+        norm = torch.stack(norms).norm().item()
+        bound = self.settings.max_grad_norm * physical.real
+        if not norm <= bound * (1 + _SLACK):
+            raise DpcheckError(
+                f"the clipped sum of {physical.real} records has norm {norm:g}, above its bound {bound:g}",
+                next="report this model: dpcheck.verify(model, loss_fn, batch) shows which gradient is wrong",
+            )
+        return clipped
+
+    def _on_device(self, batch: Any) -> Any:
+        device = next(iter(self._watch.parameters.values())).device
+        return pytree.tree_map_only(Tensor, lambda t: t.to(device), batch)
+
+    def _metrics(self, batch: LogicalBatch, seen: list[Clipped]) -> Metrics:
+        loss = fraction = None
+        if seen:
+            loss = torch.cat([part.losses for part in seen]).double().mean().item()
+            norms = torch.cat([part.norms for part in seen])
+            fraction = (norms > self.settings.max_grad_norm).double().mean().item()
+        return Metrics(batch.step, loss, fraction, len(batch), self.settings.delta, self.ledger.phases())
+
+    # -- accounting and saving
+
+    def epsilon(self) -> Bounds:
+        """What every step in the ledger has spent, at ``delta``. ``.upper`` is the guarantee."""
+        return self.ledger.epsilon(self.settings.delta)
+
+    def report(self) -> str:
+        """A plain statement of the guarantee so far, of what is not private and of what is not accounted for."""
+        reason = f" ({self._clipper.reason})" if self._clipper.reason else ""
+        return statement(self.settings, self.ledger, self.run, self.epsilon(), f"{self._clipper.method}{reason}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run and its ledger, in plain values. Model and optimizer have their own ``state_dict``.
+
+        No key and no state of a generator is in it, so that a published checkpoint does not give the noise away.
+        """
+        return {"run": self.run, "settings": asdict(self.settings), "ledger": self.ledger.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues the run of ``state``. Steps already in this engine's ledger stay counted.
+
+        Noise and samples come from a new key, so none is used twice (with a seed: from that seed, at the next step).
+
+        Raises:
+            DpcheckError: if the ledgers contradict each other, belong to another data set, or leave no room for
+                ``target_epsilon``. The engine is then as it was before.
+        """
+        if not isinstance(state, Mapping) or {"run", "ledger"} - state.keys():
+            raise DpcheckError("this is no state of a PrivacyEngine", where="state", next="pass engine.state_dict()")
+        trial = Ledger()
+        trial.absorb(self.ledger.state_dict())
+        trial.absorb(state["ledger"])
+        refuse_ledger(trial, self.settings, self._record(state["run"]))
+        self.ledger.absorb(state["ledger"])
+        self.run, self._pending, self._streams = state["run"], None, self._new_streams()
+
+    def _new_streams(self) -> Streams:
+        if self.settings.secure:
+            return SystemStreams()
+        return KeyedStreams.private() if self.settings.seed is None else KeyedStreams.not_private(self.settings.seed)
+
+    def _record(self, run: str) -> StepRecord:
+        s = self.settings
+        return StepRecord(
+            run=run,
+            noise_multiplier=s.noise_multiplier,
+            max_grad_norm=s.max_grad_norm,
+            expected_batch_size=s.expected_batch_size,
+            dataset_size=s.dataset_size,
+            private=s.seed is None,
+        )

@@ -1,0 +1,125 @@
+"""What must stay as it was when the engine was made, and whose gradients are in p.grad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+from dpcheck.errors import DpcheckError
+
+
+class Watch:
+    """Remembers a model and its optimizer, and refuses changes that would break the guarantee.
+
+    Raises:
+        DpcheckError: if the optimizer is not one that updates exactly the trainable parameters of the model.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.parameters = _trainable(model)
+        self._modes = _modes(model)
+        self._ours: dict[str, tuple[Tensor, int]] = {}
+        if not self.parameters:
+            raise DpcheckError(
+                "the model has no trainable parameter, so there is nothing to train privately",
+                where="model",
+                next="set requires_grad=True on the parameters to train",
+            )
+        narrow = [name for name, p in self.parameters.items() if p.dtype not in (torch.float32, torch.float64)]
+        if narrow:
+            raise DpcheckError(
+                f"the trainable parameter {narrow[0]!r} is {self.parameters[narrow[0]].dtype}: a sum of clipped gradients "
+                "rounded to so few bits has no bounded sensitivity",
+                where=narrow[0],
+                next="keep trainable parameters in float32 and use torch.autocast in loss_fn",
+            )
+        if not isinstance(optimizer, Optimizer):
+            raise DpcheckError(
+                f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer", where="optimizer"
+            )
+        if isinstance(optimizer, (SparseAdam, LBFGS)):
+            why = "evaluates the loss itself" if isinstance(optimizer, LBFGS) else "leaves rows without noise"
+            raise DpcheckError(
+                f"{type(optimizer).__name__} {why}; the private gradient is dense and computed once",
+                where="optimizer",
+                next="use a dense first-order optimizer, such as torch.optim.AdamW(model.parameters())",
+            )
+        self._check_optimizer()
+
+    def refuse_changes(self) -> None:
+        """Raises DpcheckError if parameters, train/eval modes or the optimizer's parameters are not the first ones."""
+        now = _trainable(self.model)
+        for name in [*self.parameters, *now]:
+            if now.get(name) is not self.parameters.get(name):
+                change = "was frozen or removed" if name not in now else "is new or was unfrozen"
+                if name in now and name in self.parameters:
+                    change = "was replaced by another tensor"
+                raise DpcheckError(
+                    f"the trainable parameter {name!r} {change} after PrivacyEngine was made",
+                    where=name,
+                    next="make the model and its optimizer first, then PrivacyEngine; for a new phase make a new one",
+                )
+        for name, training in _modes(self.model).items():
+            if training != self._modes.get(name):
+                now_in, before = ("train", "eval") if training else ("eval", "train")
+                raise DpcheckError(
+                    f"the module {name or 'model'!r} is now in {now_in} mode; it was checked in {before} mode",
+                    where=name or "model",
+                    next=f"call .{before}() on it before engine.step()",
+                )
+        self._check_optimizer()
+
+    def refuse_foreign_gradients(self) -> None:
+        """Raises DpcheckError if a p.grad holds anything but what :meth:`publish` put there."""
+        for name, p in self.parameters.items():
+            grad = p.grad
+            if grad is None:
+                continue
+            ours, version = self._ours.get(name, (None, -1))
+            if (grad is not ours or grad._version != version) and bool(grad.count_nonzero()):
+                raise DpcheckError(
+                    f"the parameter {name!r} has a gradient that is not the engine's: one without noise",
+                    where=name,
+                    next="call optimizer.zero_grad() before engine.step(); put regularisers into loss_fn",
+                )
+
+    def publish(self, gradients: Mapping[str, Tensor]) -> None:
+        """Sets p.grad of every trainable parameter, in the parameter's dtype; of the others it is cleared."""
+        for p in self.model.parameters():
+            p.grad = None
+        for name, p in self.parameters.items():
+            p.grad = gradients[name].to(p.dtype)
+            self._ours[name] = p.grad, p.grad._version
+
+    def _check_optimizer(self) -> None:
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        held = set()
+        for g, group in enumerate(self.optimizer.param_groups):
+            for i, p in enumerate(group["params"]):
+                held.add(id(p))
+                if id(p) not in names:
+                    raise DpcheckError(
+                        f"the optimizer holds a parameter of shape {list(p.shape)} that is not the model's: "
+                        "it would be updated without noise",
+                        where=f"optimizer.param_groups[{g}]['params'][{i}]",
+                        next="build the optimizer from model.parameters() of the model that you pass",
+                    )
+        missing = [name for name, p in self.parameters.items() if id(p) not in held]
+        if missing:
+            raise DpcheckError(
+                f"the optimizer lacks trainable parameters: {', '.join(map(repr, missing))}",
+                where="optimizer",
+                next="build it from model.parameters(), or freeze them with requires_grad_(False)",
+            )
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _modes(model: nn.Module) -> dict[str, bool]:
+    return {name: module.training for name, module in model.named_modules()}
