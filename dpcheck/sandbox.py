@@ -116,10 +116,11 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Put ``tensors`` in the place of the registered ones of the same name, ties included, and take them out again."""
     # A recurrent layer keeps lists of its weights, which torch fills with the stand-ins but does not put back.
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
-    lists = [(vars(m)[key], list(vars(m)[key])) for m in layers for key in ("_flat_weights", "_flat_weight_refs")]
+    lists = [(m, key, vars(m)[key], [*vars(m)[key]]) for m in layers for key in ("_flat_weights", "_flat_weight_refs")]
     try:
         with _reparametrize_module(model, dict(tensors), tie_weights=True):
             yield
     finally:
-        for held, before in lists:
+        for layer, key, held, before in lists:
             held[:] = before
+            vars(layer)[key] = held
