@@ -32,8 +32,8 @@ class Watch:
         narrow = [name for name, p in self.parameters.items() if p.dtype not in (torch.float32, torch.float64)]
         if narrow:
             raise DpcheckError(
-                f"the trainable parameter {narrow[0]!r} is {self.parameters[narrow[0]].dtype}: a sum of clipped gradients "
-                "rounded to so few bits has no bounded sensitivity",
+                f"the trainable parameter {narrow[0]!r} is {self.parameters[narrow[0]].dtype}: a sum of clipped "
+                "gradients rounded to so few bits has no bounded sensitivity",
                 where=narrow[0],
                 next="keep trainable parameters in float32 and use torch.autocast in loss_fn",
             )
