@@ -2,47 +2,121 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dpcheck.engine.sites.base import Place, Site, maker
+from dpcheck.engine.sites.base import Place, Site, maker, square_norms_of
 from dpcheck.engine.sites.layout import Layout, find_layout
+from dpcheck.engine.sites.pairs import KEEP_BYTES, ghost_square_norms, products_are_cheaper
 
 _backward = torch.ops.aten.convolution_backward.default
-_KEEP_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The options of ``aten.convolution``, and the weight's shape [out or in, channels per group, *kernel]."""
+
+    weight: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    @property
+    def spatial(self) -> int:
+        return len(self.weight) - 2
+
+    def contract(self, grad: Tensor, value: Tensor) -> Tensor:
+        """The weight's gradient, summed over axis 0. Of the weight only its shape matters."""
+        weight = value.new_empty(1).expand(self.weight)
+        options = (self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups)
+        result: Tensor = _backward(grad, value, weight, [0], *options, [False, True, False])[1]
+        return result
 
 
 @dataclass(frozen=True)
 class ConvolutionSite(Site):
-    """The weight's gradient of ``aten.convolution_backward`` (Rochette et al. 2019 for the per-sample form)."""
+    """The weight's gradient: products of output gradients and unfolded patches (Rochette et al. 2019).
+
+    Rows are [N, C, *]; for one and two spatial axes the patches are unfolded, for three each sample is contracted alone.
+    """
 
     layout: Layout
-    weight_shape: tuple[int, ...]
-    options: tuple[Any, ...]  # stride, padding, dilation, transposed, output_padding, groups
+    geometry: Geometry
+    positions: int
     kind: ClassVar[str] = "convolution"
 
-    def _contract(self, grad: Tensor, value: Tensor) -> Tensor:
-        # Only the weight's shape matters for its own gradient.
-        weight = value.new_empty(1).expand(self.weight_shape)
-        result: Tensor = _backward(grad, value, weight, [0], *self.options, [False, True, False])[1]
-        return result
+    def _pairs(self, grad: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, G, m, L] and [B, G, L, n] whose product is the weight's gradient, [G, m, n], of every sample."""
+        g = self.geometry
+        slid, still = (grad, value) if g.transposed else (value, grad)
+        kernel, patches = g.weight[2:], slid
+        if g.spatial == 1:
+            patches = slid.unsqueeze(2)
+        options = [((1,) * (2 - g.spatial) + k) for k in (kernel, g.dilation, g.stride)]
+        pad = (0,) * (2 - g.spatial) + g.padding
+        columns = F.unfold(patches, options[0], dilation=options[1], padding=pad, stride=options[2])
+        length = math.prod(still.shape[2:])
+        if columns.shape[2] != length:
+            columns = self._cropped(columns, patches, still, options, pad)
+        rows, groups = still.shape[0], g.groups
+        left = still.reshape(rows, groups, -1, length)
+        right = columns.view(rows, groups, -1, length)
+        if self.layout.each == 1:
+            return left, right.transpose(-1, -2)
+        left, right = self.layout.blocks(left), self.layout.blocks(right)  # [B, each, G, *, L]
+        return left.permute(0, 2, 3, 1, 4).flatten(-2), right.permute(0, 2, 1, 4, 3).flatten(2, 3)
+
+    def _cropped(
+        self, columns: Tensor, slid: Tensor, still: Tensor, options: list[tuple[int, ...]], pad: tuple[int, ...]
+    ) -> Tensor:
+        """Only the windows that belong to an output position (a large output padding has more)."""
+        kernel, dilation, stride = options
+        sizes = [
+            (s + 2 * p - d * (k - 1) - 1) // t + 1
+            for s, p, d, k, t in zip(slid.shape[2:], pad, dilation, kernel, stride, strict=True)
+        ]
+        wanted = (1,) * (2 - self.geometry.spatial) + tuple(still.shape[2:])
+        grid = columns.unflatten(2, sizes)[:, :, : wanted[0], : wanted[1]]
+        return grid.reshape(*columns.shape[:2], -1)
+
+    @property
+    def _sizes(self) -> tuple[int, int, int, int]:
+        g = self.geometry
+        m = g.weight[0] // g.groups
+        return g.groups, m, math.prod(g.weight[1:]), self.positions * self.layout.each
 
     def per_sample(self, *values: Tensor) -> Tensor:
-        grad, value = (self.layout.blocks(v) for v in values)
-        return torch.vmap(self._contract)(grad, value)
+        if self.geometry.spatial > 2:
+            grad, value = (self.layout.blocks(v) for v in values)
+            return torch.vmap(self.geometry.contract)(grad, value)
+        left, right = self._pairs(*values)
+        return torch.matmul(left, right).reshape(self.batch, *self.shape)
+
+    def square_norms(self, *values: Tensor) -> Tensor:
+        if self.geometry.spatial > 2 or self._products():
+            return square_norms_of(self.per_sample(*values))
+        return ghost_square_norms(*self._pairs(*values))
+
+    def _products(self) -> bool:
+        lead, m, n, length = self._sizes
+        # Unlike those of a linear layer, the columns are not shared with the forward: Grams need them as well.
+        return products_are_cheaper(self.batch, lead, m, n, length) or m * n <= 2 * length**2
 
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
         grad, value = values
-        return self._contract(grad * self.layout.spread(factors.to(grad.dtype), grad.dim()), value)
+        return self.geometry.contract(grad * self.layout.spread(factors.to(grad.dtype), grad.dim()), value)
 
     def keeps(self) -> bool:
-        numel = 4 * self.batch
-        for size in self.weight_shape:
-            numel *= size
-        return numel <= _KEEP_BYTES
+        products = self.geometry.spatial > 2 or self._products()
+        return products and 4 * self.batch * math.prod(self.shape) <= KEEP_BYTES
 
 
 @dataclass(frozen=True)
@@ -71,6 +145,16 @@ def make(place: Place) -> Site | None:
     samples = place.samples(value)
     if not samples.empty() and find_layout(samples, range(1)) != layout:
         return None
-    options = tuple(place.node.args[4:10])
+    stride, padding, dilation, transposed, output_padding, groups = place.node.args[4:10]
+    rank = len(samples.shape) - 2
+
+    def full(option: Any) -> tuple[int, ...]:
+        return tuple(option) * (rank if len(option) == 1 else 1)
+
     shape = tuple(weight.meta["val"].shape)  # type: ignore[union-attr]
-    return ConvolutionSite((grad, value), place.shape, place.batch, layout, shape, options)  # type: ignore[arg-type]
+    geometry = Geometry(
+        shape, full(stride), full(padding), full(dilation), bool(transposed), full(output_padding), int(groups)  # type: ignore[call-overload]
+    )
+    still = samples if transposed else place.samples(grad)
+    positions = math.prod(still.shape[2:])
+    return ConvolutionSite((grad, value), place.shape, place.batch, layout, geometry, positions)  # type: ignore[arg-type]

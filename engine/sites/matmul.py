@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dpcheck.engine.sites.base import FLOPS_PER_BYTE, Place, Site, maker, wide
+from dpcheck.engine.sites.base import Place, Site, maker
 from dpcheck.engine.sites.layout import Layout, find_layout
+from dpcheck.engine.sites.pairs import ghost_square_norms, products_are_cheaper
 from dpcheck.samplesets.lattice import joined, moved, reduced
 
 
@@ -30,15 +31,9 @@ class MatmulSite(Site):
         return torch.matmul(left, right)
 
     def square_norms(self, *values: Tensor) -> Tensor:
-        """Ghost norm (Li et al. 2022, eq. 4; Goodfellow 2015 for one index a sample), or of the contributions."""
         if self.keeps():
             return super().square_norms(*values)
-        left, right = (wide(part) for part in self._parts(*values))
-        if self.left.each == 1:
-            return (left.square().sum((-2, -1)) * right.square().sum((-2, -1))).reshape(self.batch, -1).sum(1)
-        grams = torch.matmul(left.transpose(-1, -2), left) * torch.matmul(right, right.transpose(-1, -2))
-        # A Gram product of rank-one sums is non-negative but for rounding.
-        return grams.flatten(1).sum(1).clamp_min(0)
+        return ghost_square_norms(*self._parts(*values))
 
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
         left, right = values
@@ -49,10 +44,7 @@ class MatmulSite(Site):
         return torch.matmul(left, right)
 
     def keeps(self) -> bool:
-        lead, m, n = self.sizes
-        ghost = 2.0 * lead * self.left.each**2 * (m + n)
-        kept = 4.0 * lead * m * n * FLOPS_PER_BYTE
-        return self.left.each > 1 and kept < ghost
+        return products_are_cheaper(self.batch, *self.sizes, self.left.each)
 
 
 @maker("mm", "bmm")
@@ -75,6 +67,3 @@ def make(place: Place) -> Site | None:
         (left, right), place.shape, place.batch,  # type: ignore[arg-type]
         Layout(rank - 1, *split), Layout(rank - 2, *split), (lead, a.shape[-2], b.shape[-1]),
     )  # fmt: skip
-
-
-

@@ -1,0 +1,37 @@
+"""Norms of sums of outer products, [B, *, m, L] times [B, *, L, n]: ghost norm or the products themselves.
+
+Under book-keeping the products replace the last contraction, so ghost Grams are extra work: the cheaper of both is
+chosen by floating-point operations and bytes, not by the rule ``2 L^2 <= m n``, which is about space.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dpcheck.engine.sites.base import FLOPS_PER_BYTE, wide
+
+# Products of more bytes than this are not kept between the norm and the sum.
+KEEP_BYTES = 256 << 20
+
+
+def products_are_cheaper(batch: int, lead: int, m: int, n: int, length: int) -> bool:
+    """Whether to keep ``lead * m * n`` products a sample rather than to compare Grams of ``length`` positions."""
+    ghost = 2.0 * lead * length**2 * (m + n)
+    kept = 4.0 * lead * m * n * FLOPS_PER_BYTE
+    return length > 1 and kept < ghost and 4 * batch * lead * m * n <= KEEP_BYTES
+
+
+def ghost_square_norms(left: Tensor, right: Tensor) -> Tensor:
+    """``|left @ right|^2`` of every sample, [B], without the product (Goodfellow 2015; Li et al. 2022, eq. 4)."""
+    left, right = wide(left), wide(right)
+    batch, length = left.shape[0], left.shape[-1]
+    if length == 1:
+        return (_squares(left, -2) * _squares(right, -1)).reshape(batch, -1).sum(1)
+    grams = torch.matmul(left.transpose(-1, -2), left) * torch.matmul(right, right.transpose(-1, -2))
+    # The norm of a sum is not negative but for rounding.
+    return grams.reshape(batch, -1).sum(1).clamp_min(0)
+
+
+def _squares(t: Tensor, axis: int) -> Tensor:
+    return torch.linalg.vector_norm(t, dim=axis).square()
