@@ -6,6 +6,7 @@ A step is written before anything is computed from its data, so that a crash can
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping
@@ -58,13 +59,19 @@ class Ledger:
             it already holds count. One process at a time may write to it. None: in memory only.
 
     Raises:
-        DpcheckError: if the file is not a ledger.
+        DpcheckError: if the file is not a ledger, or cannot be one.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else Path(path)
         self._entries: Entries = []
-        if self.path is not None and self.path.exists():
+        if self.path is None:
+            return
+        if self.path.is_dir() or not self.path.parent.is_dir():
+            raise DpcheckError(
+                f"no ledger can be written to {self.path}", where="ledger", next="pass a path in a folder"
+            )
+        if self.path.exists():
             self._entries = _read(self.path)
 
     def append(self, record: StepRecord, count: int = 1) -> None:
@@ -105,9 +112,9 @@ class Ledger:
                 neither tells everything that touched the data.
         """
         loaded = _parse_state(state)
-        for run in dict.fromkeys(record.run for record, _ in loaded):
-            for record, count in _missing(run, self._entries, loaded):
-                self.append(record, count)
+        runs = dict.fromkeys(record.run for record, _ in loaded)
+        for record, count in [entry for run in runs for entry in _missing(run, self._entries, loaded)]:
+            self.append(record, count)
 
 
 def phases_of(entries: tuple[tuple[StepRecord, int], ...]) -> tuple[Phase, ...]:
@@ -210,9 +217,33 @@ def _record(values: Any, where: str) -> StepRecord:
             next="restore the ledger from a copy: without it epsilon is unknown",
         )
     record = StepRecord(**values)
+    _check_values(record, where)
     if (record.sampler, record.adjacency) != ("poisson", "add-remove"):
         raise DpcheckError(
             f"sampler={record.sampler!r} with adjacency={record.adjacency!r} cannot be accounted for here",
             where=where,
         )
     return record
+
+
+def _check_values(record: StepRecord, where: str) -> None:
+    possible = {
+        "run": isinstance(record.run, str),
+        "noise_multiplier": _is_number(record.noise_multiplier) and record.noise_multiplier >= 0,
+        "max_grad_norm": _is_number(record.max_grad_norm) and record.max_grad_norm > 0,
+        "dataset_size": _is_whole(record.dataset_size),
+        "expected_batch_size": _is_whole(record.expected_batch_size),
+        "private": isinstance(record.private, bool),
+    }
+    possible["expected_batch_size"] &= possible["dataset_size"] and record.expected_batch_size <= record.dataset_size
+    for name, good in possible.items():
+        if not good:
+            raise DpcheckError(f"a step of the ledger has {name}={getattr(record, name)!r}", where=where)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,144 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from dpcheck.engine import accounting
+from dpcheck.engine.ledger import Ledger, StepRecord, new_run
+from dpcheck.errors import DpcheckError
+
+A = StepRecord("a" * 16, 1.1, 1.0, 10, 1000, True)
+NOISIER = replace(A, noise_multiplier=2.0)
+B = replace(A, run="b" * 16)
+
+
+def filled(*records, path=None):
+    ledger = Ledger(path)
+    for record in records:
+        ledger.append(record)
+    return ledger
+
+
+def test_equal_steps_are_counted_together():
+    ledger = filled(A, A, NOISIER, A)
+    assert ledger.entries == ((A, 2), (NOISIER, 1), (A, 1))
+    assert ledger.steps() == 4
+    assert [(p.noise_multiplier, p.sample_rate, p.steps) for p in ledger.phases()] == [(1.1, 0.01, 3), (2.0, 0.01, 1)]
+
+
+def test_epsilon_is_that_of_all_steps_of_all_runs():
+    ledger = Ledger()
+    assert ledger.epsilon(1e-5).upper == 0
+    ledger.append(A, 60)
+    ledger.append(B, 40)
+    assert (ledger.steps(A.run), ledger.steps(B.run), ledger.steps("nobody")) == (60, 40, 0)
+    assert ledger.epsilon(1e-5).upper == pytest.approx(accounting.epsilon(1.1, 0.01, 100, 1e-5).upper)
+
+
+def test_each_step_is_on_disk_when_append_returns(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = filled(A, path=path)
+    assert len(path.read_text().splitlines()) == 1
+    ledger.append(NOISIER)
+    assert Ledger(path).entries == ledger.entries
+    again = Ledger(path)
+    again.append(B)
+    assert Ledger(path).entries == ((A, 1), (NOISIER, 1), (B, 1))
+
+
+def test_nothing_is_written_before_the_first_step(tmp_path):
+    Ledger(tmp_path / "ledger.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_cut_off_by_a_crash_had_not_been_counted_yet(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    filled(A, A, path=path)
+    path.write_bytes(path.read_bytes()[:-20])
+    ledger = Ledger(path)
+    assert ledger.steps() == 1
+    ledger.append(NOISIER)
+    assert Ledger(path).entries == ((A, 1), (NOISIER, 1))
+
+
+@pytest.mark.parametrize("where", [".", "nowhere/ledger.jsonl"])
+def test_a_path_that_cannot_be_a_file_is_refused_before_training(tmp_path, where):
+    with pytest.raises(DpcheckError, match="no ledger can be written"):
+        Ledger(tmp_path / where)
+
+
+@pytest.mark.parametrize("line", ["not json", "[]", '{"run": "x"}', json.dumps({"run": 1, "extra": 2})])
+def test_a_file_that_is_no_ledger_is_refused_with_its_line(tmp_path, line):
+    path = tmp_path / "ledger.jsonl"
+    filled(A, path=path)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DpcheckError, match="no step of a ledger") as raised:
+        Ledger(path)
+    assert raised.value.where == f"{path}:2"
+
+
+@pytest.mark.parametrize(
+    "change", [{"noise_multiplier": -1.0}, {"noise_multiplier": "1"}, {"expected_batch_size": 0}, {"dataset_size": 5}]
+)
+def test_a_step_with_impossible_values_is_refused(change):
+    state = filled(A).state_dict()
+    state["entries"][0].update(change)
+    with pytest.raises(
+        DpcheckError, match=next(iter(change)) if "dataset_size" not in change else "expected_batch_size"
+    ):
+        Ledger().absorb(state)
+
+
+def test_state_survives_json_and_absorbing_it_again_changes_nothing():
+    ledger = filled(A, A, NOISIER, B)
+    state = json.loads(json.dumps(ledger.state_dict()))
+    other = Ledger()
+    for _ in range(2):
+        other.absorb(state)
+        assert other.entries == ledger.entries
+
+
+def test_the_longer_of_two_histories_is_kept():
+    short, long = filled(A, A), filled(A, A, A, NOISIER)
+    short.absorb(long.state_dict())
+    long.absorb(filled(A).state_dict())
+    assert short.entries == long.entries == ((A, 3), (NOISIER, 1))
+
+
+def test_steps_of_another_run_are_added_to_file_and_count(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = filled(A, A, path=path)
+    ledger.absorb(filled(B, B, B).state_dict())
+    assert (ledger.steps(A.run), ledger.steps(B.run)) == (2, 3)
+    assert Ledger(path).entries == ledger.entries
+
+
+def test_histories_that_part_are_refused_and_nothing_changes():
+    ledger = filled(A, A, A)
+    with pytest.raises(DpcheckError, match=A.run):
+        ledger.absorb(filled(A, NOISIER).state_dict())
+    assert ledger.entries == ((A, 3),)
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({}, "version None"),
+        ({"version": 2, "entries": []}, "version 2"),
+        ({"version": 1, "entries": [{"count": 0}]}, "counts 0 steps"),
+        ({"version": 1, "entries": [{"count": 1}]}, "no step of a ledger"),
+    ],
+)
+def test_a_state_that_is_no_ledger_is_refused(state, says):
+    with pytest.raises(DpcheckError, match=says):
+        Ledger().absorb(state)
+
+
+def test_what_the_accountant_cannot_express_is_refused():
+    state = filled(replace(A, sampler="shuffled")).state_dict()
+    with pytest.raises(DpcheckError, match="shuffled"):
+        Ledger().absorb(state)
+
+
+def test_runs_have_different_names():
+    assert len({new_run() for _ in range(100)}) == 100
