@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from dpcheck.engine.accounting import Bounds, Phase
 from dpcheck.engine.ledger import spent
@@ -44,8 +45,10 @@ class Bar:
     """A progress bar on stderr: steps, epsilon so far and, **not private**, loss and clipped share."""
 
     def __init__(self, total: int, done: int) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
-        self._progress = Progress(TextColumn("training"), *columns, console=Console(stderr=True))
+        # Only the bar gives way on a narrow terminal.
+        bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
+        columns = (bar, MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+        self._progress = Progress(*columns, console=Console(stderr=True), expand=True)
         self._task = self._progress.add_task("training", total=total, completed=done, shown="")
         self._total, self._epsilon, self._due = total, "", 0.0
 
@@ -66,5 +69,5 @@ class Bar:
 
 def _not_private(metrics: Metrics) -> str:
     if metrics.loss is None or metrics.clipped_fraction is None:
-        return "(not private: nothing drawn)"
-    return f"(not private: loss {metrics.loss:.4f}, clipped {metrics.clipped_fraction:.0%})"
+        return "not private: nothing drawn"
+    return f"not private: loss {metrics.loss:.4f}, clipped {metrics.clipped_fraction:.0%}"
