@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from dpcheck.engine.sites.base import Place, Site, make_site, square_norms_of, weighted_of
+from dpcheck.engine.sites.joint import Term, join
 from dpcheck.samplesets import Analysis
 from dpcheck.samplesets.interpreter import Step
 from dpcheck.samplesets.lattice import Samples
@@ -138,6 +139,9 @@ class _Planner:
         if not value.mixed():
             raise NotCovered(f"the gradient of {name} is not a sum over samples")
         downstream = self._downstream(gradient)
+        joint = self._joint(name, gradient) if len(downstream) > 1 else None
+        if joint is not None:
+            return Contribution(name, (joint,), True, _identity(), ())
         found = sorted({self._site(node, output, name) for node, output in self._outputs(downstream, gradient)})
         suffix, constants = self._suffix(downstream, gradient, found)
         plain = all(packet_of(n.target) in _ISOMETRIES for n in downstream if n.target is not operator.getitem)
@@ -177,12 +181,40 @@ class _Planner:
 
     def _site(self, node: fx.Node, output: int | None, name: str) -> int:
         if (node, output) not in self.at:
-            site = make_site(Place(node, output, self.steps, self.capture.batch_size))
-            if site is None:
-                raise NotCovered(f"no sampler covers {node.target} for the gradient of {name}")
             self.at[node, output] = len(self.sites)
-            self.sites.append(site)
+            self.sites.append(self._maker(node, output, name))
         return self.at[node, output]
+
+    def _maker(self, node: fx.Node, output: int | None, name: str) -> Site:
+        site = make_site(Place(node, output, self.steps, self.capture.batch_size))
+        if site is None:
+            raise NotCovered(f"no sampler covers {node.target} for the gradient of {name}")
+        return site
+
+    def _joint(self, name: str, gradient: fx.Node) -> int | None:
+        """One site for a matrix that is the plain sum of several sites' outputs."""
+        terms = self._terms(gradient, False)
+        if terms is None or len(terms) < 2:
+            return None
+        made = [Term(self._maker(node, output, name), flipped) for (node, output), flipped in terms]
+        site = join(made, tuple(gradient.meta["val"].shape))
+        if site is None:
+            return None
+        self.sites.append(site)
+        return len(self.sites) - 1
+
+    def _terms(self, node: fx.Node, flipped: bool) -> list[tuple[tuple[fx.Node, int | None], bool]] | None:
+        own = self._output_of(node)
+        if own is not None:
+            return [(own, flipped)]
+        packet, sources = packet_of(node.target), node.all_input_nodes
+        if packet == "add" and len(node.args) == 2 and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args):
+            parts = [self._terms(a, flipped) for a in node.args]  # type: ignore[arg-type]
+            return None if None in parts else [term for part in parts for term in part or ()]
+        if packet == "t":
+            return self._terms(sources[0], not flipped)
+        same = len(sources) == 1 and sources[0].meta["val"].shape == node.meta["val"].shape
+        return self._terms(sources[0], flipped) if same and packet in ("view", "_unsafe_view", "clone", "reshape") else None
 
     def _suffix(
         self, downstream: list[fx.Node], gradient: fx.Node, found: list[int]
@@ -307,6 +339,12 @@ class _Planner:
             constants = tuple(self.env[node] for node in c.constants)
             gradients[c.name] = self.graph.call_function(c.suffix.once, (*[sums[i] for i in c.sites], *constants))
         return gradients
+
+
+def _identity() -> Suffix:
+    graph = fx.Graph()
+    graph.output(graph.placeholder("site"))
+    return Suffix(fx.GraphModule(torch.nn.Module(), graph), 1)
 
 
 def _sums(step: Step) -> bool:

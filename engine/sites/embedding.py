@@ -23,7 +23,7 @@ class EmbeddingSite(Site):
     indexed: bool  # the indices carry the sample axis too (else they are shared, such as position ids)
     kind: ClassVar[str] = "embedding"
 
-    def _flat(self, grad: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def flat(self, grad: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output gradients [B * L, D], table rows [B * L] and samples [B * L]; padding contributes nothing."""
         parts = self.layout.blocks(grad).flatten(1, -2)
         picks = indices.expand(grad.shape[:-1]) if not self.indexed else indices
@@ -35,21 +35,23 @@ class EmbeddingSite(Site):
         return flat, row, owner.flatten()
 
     def per_sample(self, *values: Tensor) -> Tensor:
-        grad, row, owner = self._flat(*values)
+        grad, row, owner = self.flat(*values)
         each = grad.new_zeros(self.batch * self.rows, grad.shape[-1])
         each.index_add_(0, owner * self.rows + row, grad)
         return each.view(self.batch, *self.shape)
 
     def square_norms(self, *values: Tensor) -> Tensor:
+        return self.square_norms_of_flat(*self.flat(*values))
+
+    def square_norms_of_flat(self, grad: Tensor, row: Tensor, owner: Tensor) -> Tensor:
         """Gradients of the same row of the same sample are added first: repeated indices are not separate rows."""
-        grad, row, owner = self._flat(*values)
         keys, where = torch.unique(owner * self.rows + row, return_inverse=True)
         sums = wide(grad).new_zeros(keys.numel(), grad.shape[-1]).index_add_(0, where, wide(grad))
         result = sums.new_zeros(self.batch)
         return result.index_add_(0, keys // self.rows, torch.einsum("kd,kd->k", sums, sums))
 
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
-        grad, row, owner = self._flat(*values)
+        grad, row, owner = self.flat(*values)
         total = grad.new_zeros(self.shape)
         return total.index_add_(0, row, grad * factors.to(grad.dtype)[owner].unsqueeze(1))
 

@@ -23,17 +23,18 @@ class MatmulSite(Site):
     sizes: tuple[int, int, int]  # leading (product), m, n
     kind: ClassVar[str] = "matmul"
 
-    def _parts(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of every sample: [B, *, m, each] and [B, *, each, n]."""
         return self.left.blocks(left), self.right.blocks(right)
 
     def per_sample(self, *values: Tensor) -> Tensor:
-        left, right = self._parts(*values)
+        left, right = self.parts(*values)
         return torch.matmul(left, right)
 
     def square_norms(self, *values: Tensor) -> Tensor:
         if self.keeps():
             return super().square_norms(*values)
-        return ghost_square_norms(*self._parts(*values))
+        return ghost_square_norms(*self.parts(*values))
 
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
         left, right = values
