@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from dpcheck.engine import fallback
+from dpcheck.engine.contributions import NotCovered
+from dpcheck.engine.plan import Plan, clip_factors, make_plan
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dpcheck import inputs
 from dpcheck.capture import CaptureFailure, LossFn, capture
-from dpcheck.engine import fallback
-from dpcheck.engine.plan import NotCovered, Plan, clip_factors, make_plan
 from dpcheck.errors import DpcheckError
 from dpcheck.facts import Event
 from dpcheck.samplesets import analyse

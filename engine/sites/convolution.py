@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from dpcheck.engine.sites.base import Place, Site, maker, square_norms_of
 from dpcheck.engine.sites.layout import Layout, find_layout
 from dpcheck.engine.sites.pairs import KEEP_BYTES, ghost_square_norms, products_are_cheaper
+from torch import Tensor
 
 _backward = torch.ops.aten.convolution_backward.default
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-
 from dpcheck.engine.sites.base import Place, Site, maker, wide
 from dpcheck.engine.sites.layout import Layout, find_layout
+from torch import Tensor
+
 from dpcheck.samplesets.lattice import joined, moved
 
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-
 from dpcheck.engine.sites.base import Site, square_norms_of, wide
 from dpcheck.engine.sites.embedding import EmbeddingSite
 from dpcheck.engine.sites.matmul import MatmulSite
 from dpcheck.engine.sites.pairs import ghost_square_norms, products_are_cheaper
+from torch import Tensor
 
 
 @dataclass(frozen=True)

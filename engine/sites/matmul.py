@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-
 from dpcheck.engine.sites.base import Place, Site, maker
 from dpcheck.engine.sites.layout import Layout, find_layout
 from dpcheck.engine.sites.pairs import ghost_square_norms, products_are_cheaper
+from torch import Tensor
+
 from dpcheck.samplesets.lattice import joined, moved, reduced
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from dpcheck.engine.sites.base import Place, Site, maker, weighted_of, wide
 from dpcheck.engine.sites.layout import Layout, find_layout
+from torch import Tensor
 
 
 @dataclass(frozen=True)

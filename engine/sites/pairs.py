@@ -7,9 +7,8 @@ chosen by floating-point operations and bytes, not by the rule ``2 L^2 <= m n``,
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from dpcheck.engine.sites.base import FLOPS_PER_BYTE, wide
+from torch import Tensor
 
 # Products of more bytes than this are not kept between the norm and the sum.
 KEEP_BYTES = 256 << 20

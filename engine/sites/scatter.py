@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
-
 from dpcheck.engine.sites.base import Place, Site, maker
 from dpcheck.engine.sites.layout import Layout, find_layout
+from torch import Tensor, fx
 
 
 @dataclass(frozen=True)

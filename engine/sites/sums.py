@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from dpcheck.engine.sites.base import Place, Site, maker
 from dpcheck.engine.sites.layout import Layout, find_layout
+from torch import Tensor
+
 from dpcheck.samplesets.op import axes_of
 
 
