@@ -153,5 +153,5 @@ def _notes(facts: Facts) -> tuple[str, ...]:
             notes.append(f"the oracle could not compare: {o.failed}")
         else:
             seen = f"differed by {o.worst:.1e} ({o.compared})" if o.mixing else "no difference"
-            notes.append(f"oracle: each sample alone against the sample in the batch, {o.comparisons} comparisons: {seen}")
+            notes.append(f"oracle: samples alone against samples in the batch, {o.comparisons} comparisons: {seen}")
     return tuple(notes)

@@ -87,23 +87,23 @@ class _Recorder(TorchDispatchMode):
     """Writes origin, half and autograd sequence number on every node as it is made."""
 
     def __init__(self, paths: Mapping[int, str], root: FrameType) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.paths, self.root, self.half = paths, root, "forward"
         self.by_sequence: dict[int, Origin] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        mode = get_proxy_mode()
+        mode: Any = get_proxy_mode()
         if mode is None:
             return out
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         origin = origin_here(self.paths, self.root)
         if node is None:
             # Autograd numbered this op just before dispatching it; ops that it does not record repeat the last number.
-            self.by_sequence.setdefault(torch.autograd._get_sequence_nr() - 1, origin)  # type: ignore[attr-defined]
+            self.by_sequence.setdefault(torch.autograd._get_sequence_nr() - 1, origin)
         elif origin.location is None:
             origin = self.by_sequence.get(node._sequence_nr(), origin)
-        for made in reversed(mode.tracer.graph.nodes):  # type: ignore[union-attr]
+        for made in reversed(mode.tracer.graph.nodes):
             if "half" in made.meta or made.op == "placeholder":
                 break
             made.meta["half"], made.meta["origin"] = self.half, origin
@@ -162,12 +162,12 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
 @contextmanager
 def _without_fused_layers() -> Iterator[None]:
     """oneDNN's recurrent layers are one opaque op; without oneDNN they are traced as matrix products."""
-    before: bool = torch._C._get_mkldnn_enabled()  # type: ignore[attr-defined]
-    torch._C._set_mkldnn_enabled(False)  # type: ignore[attr-defined]
+    before: bool = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(before)  # type: ignore[attr-defined]
+        torch._C._set_mkldnn_enabled(before)
 
 
 def _assemble(
@@ -249,7 +249,7 @@ def run_losses(model: nn.Module, loss_fn: LossFn, batch: Any) -> Tensor:
         listing = ", ".join(f"sample {i}: {losses[i].item()}" for i in bad[:5])
         raise DpcheckError(
             f"the loss of {len(bad)} of {size} samples is not finite ({listing})",
-            next="look at these samples and at the scale of the inputs: a gradient that is not finite cannot be clipped",
+            next="look at these samples and at the scale of the inputs: such a gradient cannot be clipped",
         )
     return losses
 

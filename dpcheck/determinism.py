@@ -19,6 +19,9 @@ class FixedChance(TorchDispatchMode):
     A function of chance is then still the same function of its samples, and whether samples mix does not change.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = str(func.overloadpacket).rpartition(".")[2]
@@ -34,7 +37,7 @@ class FixedChance(TorchDispatchMode):
             return _fill(args[0] if name.endswith("_") else out, 1)
         if name == "randperm":
             return torch.arange(out.numel(), dtype=out.dtype, device=out.device).roll(1)
-        if name.startswith("randint") or name.startswith("random") or name == "multinomial":
+        if name.startswith(("randint", "random")) or name == "multinomial":
             return _fill(out, int(args[0]) if name == "randint.low" else 0)
         if name in _UNIFORM:
             return _fill(args[0] if name.endswith("_") else out, 0.375)

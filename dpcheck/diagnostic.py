@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["independent", "mixing", "unproven"]
+Status = Literal["covered", "fallback", "no-gradient", "frozen"]
 Applicability = Literal["safe", "unsafe", "display-only"]
 
 
@@ -81,7 +82,7 @@ class ParameterFact:
     name: str
     shape: tuple[int, ...]
     trainable: bool
-    status: Literal["covered", "fallback", "no-gradient", "frozen"]
+    status: Status
     sites: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
 

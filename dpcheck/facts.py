@@ -27,7 +27,7 @@ class Event:
         origin: source lines and module path.
         reaches: what it falsifies: ``losses``, ``gradient:NAME``, ``buffer:NAME``.
         reason: one clause for the message, such as ``reduces over the sample axis``.
-        refuted: for ``unproven`` and ``not-captured``: whether the oracle saw samples meet (then the verdict is mixing).
+        refuted: for ``unproven`` and ``not-captured``: whether the oracle saw samples meet; the verdict is then mixing.
     """
 
     kind: EventKind

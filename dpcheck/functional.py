@@ -23,13 +23,13 @@ class _Carry(TorchDispatchMode):
     """Gives the nodes of the new graph the meta of the node that is being replayed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.meta: dict[str, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         mode = get_proxy_mode()
-        for made in reversed(mode.tracer.graph.nodes) if mode is not None else ():  # type: ignore[union-attr]
+        for made in reversed(mode.tracer.graph.nodes) if mode is not None else ():
             if "half" in made.meta or made.op == "placeholder":
                 break
             made.meta.update(self.meta)

@@ -93,7 +93,8 @@ def _differences(
     a: tuple[Tensor, list[Tensor | None]], b: tuple[Tensor, list[Tensor | None]]
 ) -> list[tuple[str, float]]:
     loss = float((a[0] - b[0]).abs() / (b[0].abs() + 1e-3))
-    pairs = [(_or_zero(x, y), _or_zero(y, x)) for x, y in zip(a[1], b[1], strict=True) if x is not None or y is not None]
+    both = [(x, y) for x, y in zip(a[1], b[1], strict=True) if x is not None or y is not None]
+    pairs = [(_or_zero(x, y), _or_zero(y, x)) for x, y in both]
     size = sum(float(y.double().square().sum()) for _, y in pairs) ** 0.5
     apart = sum(float((x - y).double().square().sum()) for x, y in pairs) ** 0.5
     gradient = apart / (size + 1e-6) if pairs else 0.0

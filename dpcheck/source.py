@@ -56,7 +56,7 @@ def _is_ours(file: str) -> bool:
 
 
 def _is_library(file: str) -> bool:
-    return file.startswith(_LIBRARIES) or file.startswith("<") or file.startswith(_TORCH)
+    return file.startswith((*_LIBRARIES, "<", _TORCH))
 
 
 def _span(code: object, instruction: int, line: int, file: str) -> Location:
@@ -94,7 +94,7 @@ def origin_here(paths: Mapping[int, str], root: FrameType | None = None) -> Orig
     while frame is not None and frame is not root:
         frames.append(frame)
         frame = frame.f_back
-    modules = []
+    modules: list[str] = []
     for caller in reversed(frames):
         if caller.f_code.co_name in _CALLS:
             path = paths.get(id(caller.f_locals.get("self")))

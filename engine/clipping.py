@@ -10,6 +10,7 @@ import torch
 from dpcheck.engine import fallback
 from dpcheck.engine.contributions import NotCovered
 from dpcheck.engine.plan import Plan, clip_factors, make_plan
+from dpcheck.engine.sites.base import square_norms_of
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -79,7 +80,7 @@ class Clipper:
             # The plan needs two samples to tell them apart; the second weighs nothing.
             both = self(inputs.take(batch, [0, 0]), torch.cat([weights, weights.new_zeros(1)]))
             return Clipped(both.grads, both.norms[:1], both.losses[:1])
-        plan = self._plan(batch) if self._wanted in ("auto", "graph") and self.method in ("undecided", "graph") else None
+        plan = self._plan(batch) if self.method in ("undecided", "graph") else None
         return self._by_plan(plan, batch, weights) if plan is not None else self._by_fallback(batch, weights)
 
     def _nothing(self, device: torch.device) -> Clipped:
@@ -118,7 +119,7 @@ class Clipper:
         if result.touched.attributes:
             return self._fall_back(f"the forward changes Python state ({', '.join(result.touched.attributes[:3])})")
         if any(after is not result.parameters[n] for n, after in result.parameters_after.items()):
-            raise DpcheckError("the forward overwrites a parameter with values that are not noised", next="dpcheck.check")
+            raise DpcheckError("the forward overwrites a parameter, without noise", next="run dpcheck.check")
         analysis = analyse(result)
         refuted = [event for event in analysis.events if event.kind in ("forward", "backward")]
         if refuted:
@@ -140,10 +141,11 @@ class Clipper:
         self.method = "graph"
         return plan
 
-    def _fall_back(self, reason: str) -> None:
+    def _fall_back(self, reason: str) -> Plan | None:
         if self._wanted == "graph":
             raise DpcheckError(f"method='graph' cannot be used: {reason}", next="use method='auto'")
         self.method, self.reason = "vmap", reason
+        return None
 
     def _by_plan(self, plan: Plan, batch: Any, weights: Tensor) -> Clipped:
         parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
@@ -198,7 +200,7 @@ class Clipper:
 
 
 def _norms(each: dict[str, Tensor]) -> Tensor:
-    squares = [(g if g.dtype is torch.float64 else g.float()).reshape(len(g), -1).square().sum(1) for g in each.values()]
+    squares = [square_norms_of(g) for g in each.values()]
     return torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()
 
 
@@ -218,8 +220,8 @@ def _check_finite(losses: Tensor, norms: Tensor, weights: Tensor, first: int = 0
     if bad or bool(padded):
         names = ", ".join(str(first + i) for i in bad[:8]) or "padding"
         raise DpcheckError(
-            f"the loss or gradient of sample {names} of the batch is not finite; the step is refused and nothing changed",
-            next="look at these samples, or lower the learning rate: a gradient that is not finite cannot be clipped",
+            f"the loss or gradient of sample {names} of the batch is not finite; nothing was changed",
+            next="look at these samples, or lower the learning rate: such a gradient cannot be clipped",
         )
 
 

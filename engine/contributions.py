@@ -159,13 +159,14 @@ class Finder:
         if own is not None:
             return [(own, flipped)]
         packet, sources = packet_of(node.target), node.all_input_nodes
-        if packet == "add" and len(node.args) == 2 and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args):
-            parts = [self._terms(a, flipped) for a in node.args]  # type: ignore[arg-type]
+        if packet == "add" and not node.kwargs and len(sources) == len(node.args) == 2:
+            parts = [self._terms(source, flipped) for source in sources]
             return None if None in parts else [term for part in parts for term in part or ()]
         if packet == "t":
             return self._terms(sources[0], not flipped)
         same = len(sources) == 1 and sources[0].meta["val"].shape == node.meta["val"].shape
-        return self._terms(sources[0], flipped) if same and packet in ("view", "_unsafe_view", "clone", "reshape") else None
+        plain = same and packet in ("view", "_unsafe_view", "clone", "reshape")
+        return self._terms(sources[0], flipped) if plain else None
 
     def _suffix(
         self, downstream: list[fx.Node], gradient: fx.Node, found: list[int]

@@ -109,9 +109,8 @@ class _Planner:
                     totals.append(self.graph.call_function(square_norms_of, (each[c.name],)))
         norm = self.graph.call_function(_total, (totals, weights))
         gradients = each if self.each else self._clip(contributions, norm, clip, weights, kept, each)
-        outputs = [self.env[self.capture.losses], norm, list(gradients.values())]
-        outputs.append([self.env[self.capture.buffers_after[name]] for name in buffers])
-        self.graph.output(tuple(outputs))
+        after = [self.env[self.capture.buffers_after[name]] for name in buffers]
+        self.graph.output((self.env[self.capture.losses], norm, list(gradients.values()), after))
         module = fx.GraphModule(self.capture.graph, self.graph)
         return Plan(module, tuple(self.sites), tuple(contributions), tuple(gradients), tuple(buffers))
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from dpcheck.capture import Capture
-from dpcheck.diagnostic import BufferFact, ParameterFact
-from dpcheck.facts import Event
+from dpcheck.diagnostic import BufferFact, ParameterFact, Status
+from dpcheck.facts import Event, EventKind
 from dpcheck.samplesets.interpreter import Step, interpret
 from dpcheck.samplesets.lattice import Samples, reduced
 from dpcheck.samplesets.op import is_pointwise, packet_of
@@ -57,7 +57,7 @@ def analyse(capture: Capture) -> Analysis:
         steps,
         events,
         _buffers(capture, steps),
-        tuple((n, _origin(after)) for n, after in capture.parameters_after.items() if after is not capture.parameters[n]),
+        tuple((n, _origin(a)) for n, a in capture.parameters_after.items() if a is not capture.parameters[n]),
         {
             name: _sites(node, steps)
             for name, node in capture.gradients.items()
@@ -73,8 +73,10 @@ def _falsified(capture: Capture, steps: dict[fx.Node, Step]) -> Iterable[tuple[s
     if any(owner not in (-1, i) for i, owner in enumerate(owners)) or losses.inexact:
         yield "losses", capture.losses
     for name, node in capture.gradients.items():
-        value = steps[node].value if node is not None else None
-        if value is not None and value.mixed() and (not value.additive or value.inexact):
+        if node is None:
+            continue
+        value = steps[node].value
+        if value.mixed() and (not value.additive or value.inexact):
             yield f"gradient:{name}", node
     for name, node in capture.buffers_after.items():
         value = steps[node].value
@@ -104,7 +106,7 @@ _MOVERS = frozenset({"flip", "roll", "index", "index_select", "gather", "sort", 
 def _mover(meeting: fx.Node, steps: dict[fx.Node, Step]) -> fx.Node | None:
     """The op upstream that moved rows to another place of the sample axis, when that made samples meet."""
     sources = [s for s in meeting.all_input_nodes if _owners(steps[s]) is not None]
-    if len(sources) < 2 or not is_pointwise(meeting.target) and "loss" not in str(meeting.target):
+    if len(sources) < 2 or (not is_pointwise(meeting.target) and "loss" not in str(meeting.target)):
         return None
     seen, stack = set(sources), list(sources)
     while stack:
@@ -138,7 +140,7 @@ def _event(node: fx.Node, steps: dict[fx.Node, Step], reaches: list[str]) -> Eve
     step = steps[node]
     values = step.value if isinstance(step.value, list | tuple) else [step.value]
     inexact = any(isinstance(v, Samples) and v.inexact for v in values)
-    kind = "unproven" if inexact or not step.ruled else node.meta["half"]
+    kind: EventKind = "unproven" if inexact or not step.ruled else node.meta["half"]
     return Event(kind, str(node.target), _origin(node), tuple(sorted(set(reaches))), reason_for(node, step))
 
 
@@ -187,13 +189,12 @@ def parameter_facts(model: nn.Module, analysis: Analysis | None) -> tuple[Parame
     facts = []
     for name, parameter in model.named_parameters():
         sites: tuple[str, ...] = ()
-        status = "frozen" if not parameter.requires_grad else "fallback"
+        status: Status = "fallback" if parameter.requires_grad else "frozen"
         if parameter.requires_grad and analysis is not None:
             status = "covered" if analysis.capture.gradients[name] is not None else "no-gradient"
             sites = tuple(site_name(node) for node in analysis.sites.get(name, ()))
-        facts.append(
-            ParameterFact(name, tuple(parameter.shape), parameter.requires_grad, status, sites, tuple(names[id(parameter)][1:]))  # type: ignore[arg-type]
-        )
+        tied = tuple(names[id(parameter)][1:])
+        facts.append(ParameterFact(name, tuple(parameter.shape), parameter.requires_grad, status, sites, tied))
     return tuple(facts)
 
 

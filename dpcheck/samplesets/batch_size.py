@@ -38,6 +38,7 @@ def size_events(small: Capture, large: Capture) -> list[Event]:
 def _numbers(node: fx.Node) -> list[Any]:
     """The plain numbers of a node that enter its arithmetic."""
     if is_pointwise(node.target):
-        return [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, int | float) and not isinstance(a, bool)]
+        plain = (*node.args, *node.kwargs.values())
+        return [a for a in plain if isinstance(a, int | float) and not isinstance(a, bool)]
     at = _FILLS.get(packet_of(node.target))
     return [node.args[at]] if at is not None and len(node.args) > at else []

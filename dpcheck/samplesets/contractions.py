@@ -67,8 +67,8 @@ def _all(op: Op, value: Samples | None) -> Samples | None:
 def convolution_backward(op: Op) -> list[Samples | None]:
     grad, value, weight = op.args[:3]
     spatial = range(-(len(weight.shape) - 2) - 1, 0)
-    rows = op.join(reduced(grad, spatial), reduced(value, spatial), shape=(value.shape[0], *[1] * (len(value.shape) - 1)))
     heads = reduced(grad, spatial)
+    rows = op.join(heads, reduced(value, spatial), shape=(value.shape[0], *[1] * (len(value.shape) - 1)))
     results: list[Samples | None] = []
     for i, out in enumerate(op.out):
         if out is None:
@@ -97,7 +97,7 @@ def attention(op: Op) -> Any:
     for value in op.values():
         if value.empty():
             continue
-        small = reduced(value, range(1, len(value.shape)), keepdim=True) if len(value.shape) >= 3 else reduced(value, None)
+        small = reduced(value, range(1, len(value.shape)) if len(value.shape) >= 3 else None)
         rows.append(moved(small, lambda t: t.reshape(-1)))
     lengths = {v.shape[0] for v in rows}
     n = max(lengths, default=1)

@@ -17,7 +17,7 @@ from dpcheck.capture import Capture
 from dpcheck.samplesets.lattice import Samples, joined, moved, none, per_row, reduced
 from dpcheck.samplesets.linear import of_a_sum
 from dpcheck.samplesets.moves import create, unknown
-from dpcheck.samplesets.op import RULES, Op, is_pointwise
+from dpcheck.samplesets.op import RULES, Op, broadcast, is_pointwise
 
 _SMALL = 1 << 22
 _CHANCE = torch.Tag.nondeterministic_seeded
@@ -132,7 +132,7 @@ def _transfer(op: Op) -> Any:
 
 
 def _elementwise(op: Op, out: Tensor) -> Samples:
-    merged = joined(op.values(), torch.broadcast_shapes(*[v.shape for v in op.values()], ()), op.batch)
+    merged = joined(op.values(), broadcast(*op.values()), op.batch)
     # A loss with a reduction is elementwise up to its last step.
     return merged if tuple(merged.shape) == tuple(out.shape) else op.join(reduced(merged, None, False), shape=out.shape)
 
@@ -146,9 +146,11 @@ def _with_constant(op: Op, values: list[Samples], result: Any) -> Any:
         return result
     if op.packet == "new_empty" or not isinstance(result, Samples) or not result.empty():
         return result
-    args, kwargs = pytree.tree_map(
-        lambda x: x.const if isinstance(x, Samples) else x, (op.args, op.kwargs), is_leaf=lambda x: isinstance(x, Samples)
-    )
+
+    def concrete(x: Any) -> Any:
+        return x.const if isinstance(x, Samples) else x
+
+    args, kwargs = pytree.tree_map(concrete, (op.args, op.kwargs), is_leaf=lambda x: isinstance(x, Samples))
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     return result.with_(const=op.target(*args, **kwargs))

@@ -120,12 +120,15 @@ def joined(values: Iterable[Samples], shape: Shape, batch: int) -> Samples:
     return Samples(low.expand(tuple(shape)), high.expand(tuple(shape)), batch, inexact=inexact)
 
 
-def moved(value: Samples, run: Callable[[Tensor], Any]) -> Any:
-    """The value under an op that moves elements or fills with zeros. Lists of outputs stay lists."""
-    low, high = run(value.low), run(value.high)
-    if isinstance(low, Tensor):
-        return replace(value, low=compact(low), high=compact(high), const=None, zero=False)
-    return [replace(value, low=compact(a), high=compact(b), const=None) for a, b in zip(low, high, strict=True)]
+def moved(value: Samples, run: Callable[[Tensor], Tensor]) -> Samples:
+    """The value under an op that moves elements or fills with zeros."""
+    return replace(value, low=compact(run(value.low)), high=compact(run(value.high)), const=None, zero=False)
+
+
+def parted(value: Samples, run: Callable[[Tensor], Any]) -> list[Samples]:
+    """The values under an op that moves elements to several outputs."""
+    pairs = zip(run(value.low), run(value.high), strict=True)
+    return [replace(value, low=compact(low), high=compact(high), const=None) for low, high in pairs]
 
 
 def reduced(value: Samples, axes: Iterable[int] | None, keepdim: bool = True) -> Samples:

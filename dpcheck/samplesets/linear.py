@@ -64,7 +64,7 @@ def _linear(op: Op, sums: list[Samples], others: list[Samples]) -> bool:
 
 def _constant_added(op: Op) -> bool:
     if op.packet == "constant_pad_nd":
-        return op.arg(2, "value", 0) != 0
+        return bool(op.arg(2, "value", 0) != 0)
     if op.packet == "masked_fill":
         fill = op.arg(2, "value", 0)
         return not (isinstance(fill, int | float) and fill == 0)

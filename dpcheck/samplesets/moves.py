@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpcheck.samplesets.lattice import Samples, compact, moved, none, reduced, spread
-from dpcheck.samplesets.op import Op, transfer
+from dpcheck.samplesets.lattice import Samples, compact, moved, none, parted, reduced, spread
+from dpcheck.samplesets.op import Op, broadcast, transfer
 
 aten = torch.ops.aten
 
@@ -55,19 +55,19 @@ def move(op: Op) -> Any:
         dense = moved(value, lambda t: t.contiguous())
         low, high = dense.low.contiguous(), dense.high.contiguous()
         return Samples(compact(target(low, *rest, **kwargs)), compact(target(high, *rest, **kwargs)), op.batch)
+    if not isinstance(op.out, Tensor):
+        return parted(value, lambda t: target(t, *rest, **kwargs))
     return _named(op, value, moved(value, lambda t: target(t, *rest, **kwargs)))
 
 
-def _named(op: Op, value: Samples, result: Any) -> Any:
+def _named(op: Op, value: Samples, result: Samples) -> Samples:
     """Zeros stay zeros under a move."""
-    if value.zero and isinstance(result, Samples):
-        return result.with_(zero=True)
-    return result
+    return result.with_(zero=True) if value.zero else result
 
 
 @transfer("view_as_real")
 def as_real(op: Op) -> Samples:
-    return moved(op.args[0], lambda t: t.unsqueeze(-1).expand(op.out.shape))  # type: ignore[no-any-return]
+    return moved(op.args[0], lambda t: t.unsqueeze(-1).expand(op.out.shape))
 
 
 @transfer("view_as_complex")
@@ -107,7 +107,8 @@ def known(index: Samples | None) -> bool:
 @transfer("index", "_unsafe_index")
 def index(op: Op) -> Samples:
     """Known indices are followed; unknown ones may pick anything along their axis."""
-    value, picks = op.args[0], list(op.args[1])
+    value: Samples = op.args[0]
+    picks: list[Samples | None] = list(op.args[1])
     if all(known(p) for p in picks):
         return moved(value, lambda t: aten.index.Tensor(t, [None if p is None else p.const for p in picks]))
     if any(p is not None and p.boolean for p in picks):
@@ -133,20 +134,20 @@ def _placed(op: Op, value: Samples, picks: list[Samples | None]) -> Samples:
     index = [p for p in picks if p is not None and p.const is None]
     if all(p.empty() for p in index):
         return op.none()
-    shape = torch.broadcast_shapes(*[p.shape for p in picks if p is not None])
+    shape = broadcast(*[p for p in picks if p is not None])
     merged = op.join(*index, shape=shape)
     adjacent = used == list(range(used[0], used[-1] + 1))
     before = used[0] if adjacent else 0
     after = len(op.out.shape) - before - len(shape)
     view = [1] * before + list(shape) + [1] * after
-    return moved(merged, lambda t: t.reshape(view).expand(op.out.shape))  # type: ignore[no-any-return]
+    return moved(merged, lambda t: t.reshape(view).expand(op.out.shape))
 
 
 @transfer("index_select", "gather", "take_along_dim")
 def gather(op: Op) -> Samples:
     value, dim, picks = op.args[:3]
     if known(picks):
-        return moved(value, lambda t: op.target(t, dim, picks.const))  # type: ignore[no-any-return]
+        return moved(value, lambda t: op.target(t, dim, picks.const))
     blurred = spread(value, [dim])
     zeros = torch.zeros(picks.shape, dtype=torch.long)
     result: Samples = moved(blurred, lambda t: op.target(t, dim, zeros))
@@ -190,11 +191,10 @@ def index_put(op: Op) -> Samples:
         # `x[mask] = number`: elementwise.
         wide = moved(index[0], lambda t: t.reshape(*t.shape, *[1] * (len(op.out.shape) - len(t.shape))))
         return op.join(base, wide, moved(source, lambda t: t.reshape(())))
-    slot_shape = torch.broadcast_shapes(*[p.shape for p in index])
+    slot_shape = broadcast(*index)
     slots = [source]
-    for p in index:
-        tail = max(len(source.shape) - len(slot_shape), 0)
-        slots.append(moved(p, lambda t, n=tail: t.reshape(*t.shape, *[1] * n)))
+    tail = [1] * max(len(source.shape) - len(slot_shape), 0)
+    slots += [moved(p, lambda t: t.reshape(*t.shape, *tail)) for p in index]
     return _accumulated(op, base, slots, source.shape, accumulate)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dpcheck.samplesets.lattice import Samples, moved, reduced, spread
-from dpcheck.samplesets.op import Op, transfer
+from dpcheck.samplesets.moves import unknown
+from dpcheck.samplesets.op import Op, broadcast, transfer
 
 
 @transfer("native_layer_norm", "_fused_rms_norm", "rms_norm")
@@ -47,7 +48,8 @@ def group_norm(op: Op) -> list[Samples]:
     value, n, groups = op.args[0], op.args[3], op.args[6]
     stats = reduced(moved(value, lambda t: t.reshape(n, groups, -1)), [2], keepdim=False)
     wide = moved(stats, lambda t: t.unsqueeze(2).expand(n, groups, value.low[0].numel() // groups).reshape(value.shape))
-    affine = [moved(v, lambda t: t.reshape(1, -1, *[1] * (len(value.shape) - 2))) for v in op.values()[1:] if not v.empty()]
+    view = (1, -1, *[1] * (len(value.shape) - 2))
+    affine = [moved(v, lambda t: t.reshape(view)) for v in op.values()[1:] if not v.empty()]
     return [op.join(wide, *affine, shape=op.out[0].shape), stats, stats]
 
 
@@ -150,19 +152,13 @@ def nll_backward(op: Op) -> Samples:
     "smooth_l1_loss_backward", "huber_loss_backward", "soft_margin_loss_backward", "binary_cross_entropy_backward",
 )  # fmt: skip
 def elementwise_loss(op: Op) -> Samples:
-    merged = op.join(*op.values(), shape=_broadcast(op))
+    merged = op.join(*op.values(), shape=broadcast(*op.values()))
     return merged if tuple(merged.shape) == tuple(op.out.shape) else op.join(reduced(merged, None, keepdim=False))
 
 
-def _broadcast(op: Op) -> tuple[int, ...]:
-    import torch
-
-    return tuple(torch.broadcast_shapes(*[v.shape for v in op.values()]))
 
 
 @transfer("_ctc_loss", "_ctc_loss_backward", "multi_margin_loss", "multilabel_margin_loss_forward")
 def rows(op: Op) -> Any:
     """Left to the oracle: these fold the sample axis in ways of their own."""
-    from dpcheck.samplesets.moves import unknown
-
     return unknown(op)

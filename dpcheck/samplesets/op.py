@@ -112,6 +112,12 @@ def packet_of(target: Any) -> str:
     return str(getattr(target, "overloadpacket", target)).rpartition(".")[2]
 
 
+def broadcast(*values: Samples) -> torch.Size:
+    """The shape that values broadcast to."""
+    shape: torch.Size = torch.broadcast_shapes(*[v.shape for v in values], ())
+    return shape
+
+
 def axes_of(dims: Any, rank: int) -> list[int] | None:
     """Normalised axes of a reduction; ``None`` for all."""
     if dims is None or (isinstance(dims, list | tuple) and not dims):

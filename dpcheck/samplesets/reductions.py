@@ -86,8 +86,9 @@ def fourier(op: Op) -> Samples:
 
 
 @transfer(
-    "linalg_inv_ex", "linalg_cholesky_ex", "linalg_qr", "_linalg_svd", "_linalg_eigh", "linalg_lu", "linalg_lu_factor_ex",
-    "_linalg_det", "_linalg_slogdet", "linalg_householder_product", "cholesky", "linalg_matrix_exp", "_linalg_solve_ex",
+    "linalg_inv_ex", "linalg_cholesky_ex", "linalg_qr", "_linalg_svd", "_linalg_eigh", "linalg_lu",
+    "linalg_lu_factor_ex", "_linalg_det", "_linalg_slogdet", "linalg_householder_product", "cholesky",
+    "linalg_matrix_exp", "_linalg_solve_ex",
     "linalg_solve_triangular", "triangular_solve", "cholesky_solve", "linalg_pinv", "linalg_eig", "trace",
 )  # fmt: skip
 def matrices(op: Op) -> Any:
@@ -121,7 +122,7 @@ def chance(op: Op) -> Any:
 
 def _fits(value: Samples, out: torch.Tensor) -> bool:
     try:
-        return torch.broadcast_shapes(value.shape, out.shape) == out.shape
+        return bool(torch.broadcast_shapes(value.shape, out.shape) == out.shape)
     except RuntimeError:
         return False
 

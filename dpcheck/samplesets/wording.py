@@ -14,7 +14,8 @@ _CLAUSES = (
     (("cumsum", "cumprod", "cummax", "cummin", "sort", "argsort", "topk"), "runs along the sample axis"),
     (("mm", "bmm", "addmm", "baddbmm", "dot", "matmul", "attention"), "multiplies rows of different samples"),
     (("embedding_dense_backward",), "scales the gradient by how often an index occurs in the batch"),
-    (("flip", "roll", "index", "gather", "select", "slice", "permute", "view", "reshape"), "moves samples across the sample axis"),
+    (("flip", "roll", "index", "gather", "select", "slice", "permute", "view", "reshape"),
+     "moves samples across the sample axis"),
 )  # fmt: skip
 
 

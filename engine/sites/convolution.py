@@ -44,7 +44,7 @@ class Geometry:
 class ConvolutionSite(Site):
     """The weight's gradient: products of output gradients and unfolded patches (Rochette et al. 2019).
 
-    Rows are [N, C, *]; for one and two spatial axes the patches are unfolded, for three each sample is contracted alone.
+    Rows are [N, C, *]; for one and two spatial axes the patches are unfolded, for three samples are contracted alone.
     """
 
     layout: Layout
@@ -83,7 +83,7 @@ class ConvolutionSite(Site):
             for s, p, d, k, t in zip(slid.shape[2:], pad, dilation, kernel, stride, strict=True)
         ]
         wanted = (1,) * (2 - self.geometry.spatial) + tuple(still.shape[2:])
-        grid = columns.unflatten(2, sizes)[:, :, : wanted[0], : wanted[1]]
+        grid: Tensor = columns.unflatten(2, sizes)[:, :, : wanted[0], : wanted[1]]
         return grid.reshape(*columns.shape[:2], -1)
 
     @property
@@ -144,7 +144,8 @@ def make(place: Place) -> Site | None:
     samples = place.samples(value)
     if not samples.empty() and find_layout(samples, range(1)) != layout:
         return None
-    stride, padding, dilation, transposed, output_padding, groups = place.node.args[4:10]
+    options: Any = place.node.args[4:10]
+    stride, padding, dilation, transposed, output_padding, groups = options
     rank = len(samples.shape) - 2
 
     def full(option: Any) -> tuple[int, ...]:
@@ -152,7 +153,7 @@ def make(place: Place) -> Site | None:
 
     shape = tuple(weight.meta["val"].shape)  # type: ignore[union-attr]
     geometry = Geometry(
-        shape, full(stride), full(padding), full(dilation), bool(transposed), full(output_padding), int(groups)  # type: ignore[call-overload]
+        shape, full(stride), full(padding), full(dilation), bool(transposed), full(output_padding), int(groups)
     )
     still = samples if transposed else place.samples(grad)
     positions = math.prod(still.shape[2:])

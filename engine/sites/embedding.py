@@ -1,4 +1,4 @@
-"""Sites of embedding tables. Time and memory of norms and sums do not grow with the vocabulary (but for the sum itself)."""
+"""Sites of embedding tables. Of norms and sums, only the sum itself grows with the vocabulary."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class JointSite(Site):
         if any(isinstance(term.site, EmbeddingSite) for term in self.terms):
             return False
         length = sum(term.site.left.each for term in self.terms if isinstance(term.site, MatmulSite))
-        return products_are_cheaper(self.batch, 1, *self.shape, length)
+        return products_are_cheaper(self.batch, 1, self.shape[0], self.shape[1], length)
 
 
 def join(terms: list[Term], shape: tuple[int, ...]) -> JointSite | None:

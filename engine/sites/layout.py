@@ -26,7 +26,7 @@ class Layout:
 
     def blocks(self, t: Tensor) -> Tensor:
         """``t`` split by sample: [batch, *shape], the axis cut to the part of one sample."""
-        parts = t.unflatten(self.axis, (self.outer, self.batch, self.inner)).movedim(self.axis + 1, 0)
+        parts: Tensor = t.unflatten(self.axis, (self.outer, self.batch, self.inner)).movedim(self.axis + 1, 0)
         return parts.flatten(self.axis + 1, self.axis + 2)
 
     def spread(self, factors: Tensor, rank: int) -> Tensor:

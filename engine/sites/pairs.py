@@ -26,11 +26,14 @@ def ghost_square_norms(left: Tensor, right: Tensor) -> Tensor:
     left, right = wide(left), wide(right)
     batch, length = left.shape[0], left.shape[-1]
     if length == 1:
-        return (_squares(left, -2) * _squares(right, -1)).reshape(batch, -1).sum(1)
+        norms: Tensor = (_squares(left, -2) * _squares(right, -1)).reshape(batch, -1).sum(1)
+        return norms
     grams = torch.matmul(left.transpose(-1, -2), left) * torch.matmul(right, right.transpose(-1, -2))
     # The norm of a sum is not negative but for rounding.
-    return grams.reshape(batch, -1).sum(1).clamp_min(0)
+    total: Tensor = grams.reshape(batch, -1).sum(1).clamp_min(0)
+    return total
 
 
 def _squares(t: Tensor, axis: int) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=axis).square()
+    norms: Tensor = torch.linalg.vector_norm(t, dim=axis)
+    return norms.square()
