@@ -209,6 +209,7 @@ def test_parameters_that_no_record_touches_are_noised_and_frozen_ones_are_not():
     model = Table()
     engine = make(torch.zeros(4, 5), model=model, _clipper=dpcheck.engine.clipping.Clipper, lr=0.1)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model.frozen.grad = torch.ones(3)
     engine.fit(progress=False)
     for name, p in model.named_parameters():
         assert bool((p != before[name]).all()) == (name != "frozen")
@@ -266,7 +267,10 @@ def test_resuming_uses_new_noise():
     c = released(second, 3)
     first.load_state_dict(state)
     d = released(first, 3)
-    correlation = np.corrcoef(torch.cat([a, b, c, d]).numpy())[np.triu_indices(12, 1)]
+    first.load_state_dict(make(x, model=Linear(2000, 3)).state_dict())
+    assert first.steps_taken == 0
+    e = released(first, 3)
+    correlation = np.corrcoef(torch.cat([a, b, c, d, e]).numpy())[np.triu_indices(15, 1)]
     assert abs(correlation).max() < 6 / 2003**0.5
 
 
@@ -403,7 +407,17 @@ def test_batches_cannot_be_left_out():
     with pytest.raises(DpcheckError, match="step 0 was not given"):
         for _ in engine:
             pass
-    assert next(iter(engine)) is next(iter(engine))
+
+
+def test_a_drawn_batch_waits_for_its_step_even_if_it_is_empty():
+    engine = make(records(100), expected_batch_size=1, steps=60)
+    sizes = set()
+    for _ in range(60):
+        batch = next(iter(engine))
+        assert next(iter(engine)) is batch
+        engine.step(batch)
+        sizes.add(len(batch))
+    assert 0 in sizes
 
 
 # -- what must not change
@@ -547,6 +561,11 @@ def test_a_clipper_that_breaks_its_promise_releases_nothing(clipper, says):
 def test_a_wrong_argument_is_named_with_its_value(kwargs, says):
     with pytest.raises(DpcheckError, match=says.replace(".", r"\.")):
         make(records(), **kwargs)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (0.1, 1), (2.5, 7), (5, 13)])
+def test_epochs_are_rounded_up_to_steps(epochs, steps):
+    assert make(records(13), expected_batch_size=5, epochs=epochs).settings.steps == steps
 
 
 def test_optimizers_that_cannot_be_private_are_refused():
