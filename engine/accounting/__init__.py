@@ -1,1 +1,68 @@
+"""The accountant: what a run of DP-SGD has spent, bounded from both sides."""
 
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dpcheck.engine.accounting.bounds import Bounds, Phase, check_delta, check_phase, number
+from dpcheck.engine.accounting.rdp import rdp_upper
+from dpcheck.errors import DpcheckError
+
+__all__ = ["Bounds", "Phase", "epsilon", "epsilon_of", "noise_multiplier", "rdp_epsilon"]
+
+_LARGEST = 2.0**20
+
+
+def epsilon_of(phases: Sequence[Phase], delta: float) -> Bounds:
+    """Epsilon of a composition of Poisson-subsampled Gaussian mechanisms, one record added or removed.
+
+    Raises:
+        DpcheckError: naming the value that is out of range.
+    """
+    delta = check_delta(delta)
+    spent = [phase for phase in map(check_phase, phases) if phase.steps]
+    if not spent:
+        return Bounds(0.0, 0.0, delta, "no step taken")
+    if any(phase.noise_multiplier == 0 for phase in spent):
+        return Bounds(math.inf, math.inf, delta, "a step without noise")
+    return Bounds(0.0, rdp_upper(spent, delta), delta, "RDP")
+
+
+def epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> Bounds:
+    """Epsilon of ``steps`` equal steps; see :func:`epsilon_of`."""
+    return epsilon_of([Phase(noise_multiplier, sample_rate, steps)], delta)
+
+
+def rdp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
+    """The upper bound by RDP alone."""
+    return rdp_upper([check_phase(Phase(noise_multiplier, sample_rate, steps))], check_delta(delta))
+
+
+def noise_multiplier(target_epsilon: float, sample_rate: float, steps: int, delta: float) -> float:
+    """The smallest sigma, to 1e-4 relative and rounded up, with ``epsilon(sigma, ...).upper <= target_epsilon``.
+
+    Raises:
+        DpcheckError: if no noise reaches the target, or a value is out of range.
+    """
+    target, delta = number("target_epsilon", target_epsilon), check_delta(delta)
+    if target <= 0:
+        raise DpcheckError(f"target_epsilon={target!r} is not positive", where="target_epsilon")
+    check_phase(Phase(1.0, sample_rate, steps))
+    low, high = 0.0, 1.0
+    while epsilon(high, sample_rate, steps, delta).upper > target:
+        low, high = high, 2 * high
+        if high > _LARGEST:
+            raise DpcheckError(
+                f"target_epsilon={target:g} cannot be reached with sample_rate={sample_rate:g}, steps={steps}, "
+                f"delta={delta:g}",
+                where="target_epsilon",
+                next="allow a larger epsilon or delta, or take fewer steps",
+            )
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        if middle > 0 and epsilon(middle, sample_rate, steps, delta).upper <= target:
+            high = middle
+        else:
+            low = middle
+    return high

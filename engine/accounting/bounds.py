@@ -1,0 +1,76 @@
+"""What an accountant answers, and the checks of what it is asked."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+from dpcheck.errors import DpcheckError
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A guarantee: ``lower <= truth <= upper``. ``upper`` is what is quoted.
+
+    Attributes:
+        lower, upper: bounds of epsilon (or of delta, where delta was asked for).
+        delta: the delta (or epsilon) at which they hold.
+        method: how they were found.
+    """
+
+    lower: float
+    upper: float
+    delta: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Phase:
+    """``steps`` steps of the Poisson-subsampled Gaussian mechanism with the same noise and rate."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+
+def check_phase(phase: Phase) -> Phase:
+    """The phase with plain numbers.
+
+    Raises:
+        DpcheckError: naming the value that is out of range.
+    """
+    sigma = number("noise_multiplier", phase.noise_multiplier)
+    rate = number("sample_rate", phase.sample_rate)
+    if sigma < 0:
+        raise DpcheckError(f"noise_multiplier={sigma!r} is negative", where="noise_multiplier")
+    if not 0 < rate <= 1:
+        raise DpcheckError(f"sample_rate={rate!r} is not in (0, 1]", where="sample_rate")
+    steps = phase.steps
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 0:
+        raise DpcheckError(f"steps={steps!r} is not a whole number, zero or more", where="steps")
+    return Phase(sigma, rate, int(steps))
+
+
+def check_delta(delta: Any) -> float:
+    """delta in (0, 1).
+
+    Raises:
+        DpcheckError: naming its value.
+    """
+    value = number("delta", delta)
+    if not 0 < value < 1:
+        raise DpcheckError(f"delta={value!r} is not in (0, 1)", where="delta", next="use less than 1 / len(dataset)")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """A finite float.
+
+    Raises:
+        DpcheckError: naming the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise DpcheckError(f"{name}={value!r} is not a finite number", where=name)
+    return float(value)
