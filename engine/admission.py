@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from dpcheck.engine.ledger import Ledger, StepRecord, phases_of, spent
+from dpcheck.engine.settings import Settings
 from torch import nn
 
 from dpcheck.capture import LossFn
-from dpcheck.engine.ledger import Ledger, StepRecord, phases_of, spent
-from dpcheck.engine.settings import Settings
 from dpcheck.errors import DpcheckError
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dpcheck.engine.accounting import Bounds, Phase, epsilon_of
+
 from dpcheck.errors import DpcheckError
 
 VERSION = 1

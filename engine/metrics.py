@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from dpcheck.engine.accounting import Bounds, Phase
+from dpcheck.engine.ledger import spent
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
-
-from dpcheck.engine.accounting import Bounds, Phase
-from dpcheck.engine.ledger import spent
 
 # Seconds between two computations of epsilon.
 _REFRESH = 2.0

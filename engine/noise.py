@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch import Tensor
-
 from dpcheck.engine.streams import Stream
+from torch import Tensor
 
 Gradients = dict[str, Tensor]
 
 # C / GRID is the spacing of the secure mechanism's grid: a sum of 2**38 records still fits in int64.
 GRID = 2**24
+
+# Values in float64 at once: few enough to stay in the cache.
+_PIECE = 2**15
 
 
 class Mechanism(Protocol):
@@ -27,7 +29,7 @@ class Mechanism(Protocol):
         """A clipped gradient, or a sum of them, in the form in which it is added up."""
 
     def release(self, total: Mapping[str, Tensor], divisor: int, stream: Stream) -> Gradients:
-        """``(total + noise) / divisor`` in float64, by parameter name."""
+        """``(total + noise) / divisor`` by parameter name, computed in float64 (or integers) and then rounded once."""
 
 
 class Gaussian:
@@ -49,7 +51,15 @@ class Gaussian:
         return {name: g if g.dtype == torch.float64 else g.float() for name, g in clipped.items()}
 
     def release(self, total: Mapping[str, Tensor], divisor: int, stream: Stream) -> Gradients:
-        return {name: (_normal_like(t, stream).mul_(self.std) + t).div_(divisor) for name, t in total.items()}
+        return {name: self._release(t, divisor, stream) for name, t in total.items()}
+
+    def _release(self, total: Tensor, divisor: int, stream: Stream) -> Tensor:
+        released = torch.empty_like(total, memory_format=torch.contiguous_format)
+        flat, parts = released.view(-1), torch.split(total.reshape(-1), _PIECE)
+        for i, part in enumerate(parts):
+            noisy = _normal_like(part, stream).mul_(self.std).add_(part).div_(divisor)
+            flat[i * _PIECE : i * _PIECE + len(part)] = noisy
+        return released
 
 
 class GridGaussian:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from dpcheck.engine.streams import Stream
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, default_collate
 
 from dpcheck import inputs
-from dpcheck.engine.streams import Stream
 from dpcheck.errors import DpcheckError
 
 CollateFn = Callable[[list[Any]], Any]

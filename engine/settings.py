@@ -8,6 +8,7 @@ from typing import Any
 
 from dpcheck.engine import accounting
 from dpcheck.engine.sampling import physical_size
+
 from dpcheck.errors import DpcheckError
 
 

@@ -9,11 +9,6 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
-
-from dpcheck.capture import LossFn
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.admission import checked_method, refuse_ledger, refuse_ranks
 from dpcheck.engine.clipping import Clipped, Clipper
@@ -25,6 +20,11 @@ from dpcheck.engine.settings import Settings, settle
 from dpcheck.engine.statement import statement
 from dpcheck.engine.streams import KeyedStreams, Streams, SystemStreams
 from dpcheck.engine.watch import Watch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from dpcheck.capture import LossFn
 from dpcheck.errors import DpcheckError
 
 log = logging.getLogger("dpcheck")
@@ -220,7 +220,7 @@ class PrivacyEngine:
         if clipped.grads.keys() != self._watch.parameters.keys():
             odd = sorted(clipped.grads.keys() ^ self._watch.parameters.keys())
             raise DpcheckError(f"the clipper's gradients and the trainable parameters differ in {', '.join(odd)}")
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in clipped.grads.values()]
+        norms = [torch.linalg.vector_norm(g).double() for g in clipped.grads.values()]
         norm = torch.stack(norms).norm().item()
         bound = self.settings.max_grad_norm * physical.real
         if not norm <= bound * (1 + _SLACK):
