@@ -21,7 +21,8 @@ def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, meth
     lines = [
         *(f"! {note}" for note in settings.notes()),
         claim,
-        f"Epsilon: at most {bounds.upper:.6g} and at least {bounds.lower:.6g}, at delta = {settings.delta:g}.",
+        f"Epsilon: at most {bounds.upper:.6g} and at least {bounds.lower:.6g}, at delta = {settings.delta:g} "
+        f"(accountant: {bounds.method}).",
         "Unit and adjacency: one record of the data set is added or removed.",
         "Mechanism: DP-SGD. Each record's gradient, over all trainable parameters, is clipped to L2 norm "
         f"{settings.max_grad_norm:g}; the sum gets Gaussian noise of standard deviation "

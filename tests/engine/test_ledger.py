@@ -2,9 +2,9 @@ import json
 from dataclasses import replace
 
 import pytest
-
 from dpcheck.engine import accounting
 from dpcheck.engine.ledger import Ledger, StepRecord, new_run
+
 from dpcheck.errors import DpcheckError
 
 A = StepRecord("a" * 16, 1.1, 1.0, 10, 1000, True)

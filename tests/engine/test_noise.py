@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from dpcheck.engine.noise import GRID, Gaussian, GridGaussian
+from dpcheck.engine.streams import KeyedStream, KeyedStreams, SystemStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-
-from dpcheck.engine.noise import GRID, Gaussian, GridGaussian
-from dpcheck.engine.streams import KeyedStream, KeyedStreams, SystemStream
 
 KEY = bytes(range(32))
 SHAPES = {"weight": (300, 200), "bias": (5_000,), "scalar": (), "nothing": (0, 3)}

@@ -3,13 +3,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from dpcheck.engine.sampling import Loader, map_style, physical_size, poisson
+from dpcheck.engine.streams import KeyedStreams, SystemStreams
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset, default_collate
 
-from dpcheck.engine.sampling import Loader, map_style, physical_size, poisson
-from dpcheck.engine.streams import KeyedStreams, SystemStreams
 from dpcheck.errors import DpcheckError
 
 STREAMS = [KeyedStreams(bytes(range(32))), SystemStreams()]

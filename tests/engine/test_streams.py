@@ -5,9 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
+from dpcheck.engine.streams import KeyedStream, KeyedStreams, SystemStream, SystemStreams, normals_from_words
 from scipy import stats
 
-from dpcheck.engine.streams import KeyedStream, KeyedStreams, SystemStream, SystemStreams, normals_from_words
 from dpcheck.errors import DpcheckError
 
 KEY = bytes(range(32))

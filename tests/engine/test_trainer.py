@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dpcheck.engine import accounting
+from dpcheck.engine.clipping import Clipped
+from dpcheck.engine.trainer import PrivacyEngine
 from scipy import stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import dpcheck
-from dpcheck.engine import accounting
-from dpcheck.engine.clipping import Clipped
-from dpcheck.engine.trainer import PrivacyEngine
 from dpcheck.errors import DpcheckError
 
 
@@ -546,6 +546,7 @@ def test_a_clipper_that_breaks_its_promise_releases_nothing(clipper, says):
         ({"noise_multiplier": None}, "neither noise_multiplier nor target_epsilon"),
         ({"noise_multiplier": 1.0, "target_epsilon": 3.0}, "both noise_multiplier=1.0 and target_epsilon=3.0"),
         ({"target_epsilon": -3.0}, "target_epsilon=-3.0"),
+        ({"target_epsilon": 1e-9, "delta": 1e-12}, "target_epsilon=1e-09 cannot be reached"),
         ({"steps": None}, "neither steps nor epochs"),
         ({"steps": 5, "epochs": 2}, "both steps=5 and epochs=2"),
         ({"steps": 0}, "steps=0"),
