@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dpcheck.engine.accounting import Bounds, Phase
 from dpcheck.engine.ledger import spent
+from dpcheck.engine.statement import at_most
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -61,7 +62,7 @@ class Bar:
     def show(self, metrics: Metrics) -> None:
         """Advances by the step of ``metrics``."""
         if time.monotonic() >= self._due or metrics.step + 1 == self._total:
-            self._epsilon = f"epsilon <= {metrics.epsilon.upper:.3f}"
+            self._epsilon = f"epsilon <= {at_most(metrics.epsilon.upper)}"
             self._due = time.monotonic() + _REFRESH
         self._progress.update(self._task, completed=metrics.step + 1, shown=f"{self._epsilon}  {_not_private(metrics)}")
 

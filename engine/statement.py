@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.ledger import Ledger
@@ -17,12 +18,12 @@ def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, meth
     elif math.isinf(bounds.upper):
         claim = "No guarantee: steps in the ledger had no noise, so epsilon is infinite."
     else:
-        claim = f"({bounds.upper:.4g}, {settings.delta:g})-differential privacy."
+        claim = f"({at_most(bounds.upper)}, {settings.delta:g})-differential privacy."
     lines = [
         *(f"! {note}" for note in settings.notes()),
         claim,
-        f"Epsilon: at most {bounds.upper:.6g} and at least {bounds.lower:.6g}, at delta = {settings.delta:g} "
-        f"(accountant: {bounds.method}).",
+        f"Epsilon: at most {at_most(bounds.upper, 6)} and at least {at_least(bounds.lower, 6)}, "
+        f"at delta = {settings.delta:g} (accountant: {bounds.method}).",
         "Unit and adjacency: one record of the data set is added or removed.",
         "Mechanism: DP-SGD. Each record's gradient, over all trainable parameters, is clipped to L2 norm "
         f"{settings.max_grad_norm:g}; the sum gets Gaussian noise of standard deviation "
@@ -31,6 +32,7 @@ def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, meth
         f"Sampling: Poisson, each of {settings.dataset_size} records with probability "
         f"{settings.expected_batch_size}/{settings.dataset_size} = {settings.sample_rate:.6g} in each step.",
         f"Steps: {ledger.steps(run)} of {settings.steps} in this run, {ledger.steps()} in the whole ledger; all count.",
+        *_other_settings(settings, ledger),
         f"Per-sample gradients: {method}.",
         f"Randomness: {randomness(settings)}.",
         "Treated as public: the number of records, all settings above, the model and the code.",
@@ -39,6 +41,33 @@ def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, meth
         "runs that are not in this ledger, and anything else computed from the same records.",
     ]
     return "\n".join(lines)
+
+
+def at_most(value: float, digits: int = 4) -> str:
+    """``value`` rounded up to significant digits: an upper bound stays one in print."""
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def at_least(value: float, digits: int = 4) -> str:
+    """``value`` rounded down to significant digits."""
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def _rounded(value: float, digits: int, rounding: str) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    return f"{float(Context(prec=digits, rounding=rounding).plus(Decimal(value))):g}"
+
+
+def _other_settings(settings: Settings, ledger: Ledger) -> list[str]:
+    ours = settings.noise_multiplier, settings.max_grad_norm, settings.expected_batch_size
+    others = [
+        f"{count} with noise {r.noise_multiplier:g} x {r.max_grad_norm:g} and rate "
+        f"{r.expected_batch_size}/{r.dataset_size} (run {r.run})"
+        for r, count in ledger.entries
+        if (r.noise_multiplier, r.max_grad_norm, r.expected_batch_size) != ours
+    ]
+    return [f"Steps with other settings: {'; '.join(others)}."] if others else []
 
 
 def randomness(settings: Settings) -> str:

@@ -1,0 +1,116 @@
+"""What must not change while an engine trains, and what it refuses from the start."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from dpcheck.engine.trainer import PrivacyEngine
+from torch import nn
+from white_box import Linear, Loop, loss_fn, make, records, released
+
+from dpcheck.errors import DpcheckError
+
+
+def change_frozen(e):
+    e.model.a.requires_grad_(False)
+
+
+def change_replaced(e):
+    e.model.b = nn.Parameter(torch.zeros(2))
+
+
+def change_added(e):
+    e.model.c = nn.Parameter(torch.zeros(2))
+
+
+def change_mode(e):
+    e.model.eval()
+
+
+def change_group(e):
+    e.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+
+
+def change_stale(e):
+    (e.model.a.sum() * 3).backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "where"),
+    [
+        (change_frozen, "was frozen", "a"),
+        (change_replaced, "was replaced", "b"),
+        (change_added, "is new", "c"),
+        (change_mode, "now in eval mode", "model"),
+        (change_group, "not the model's", "optimizer.param_groups[1]['params'][0]"),
+        (change_stale, "not the engine's", "a"),
+    ],
+)
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_change_after_the_start_is_refused_by_name(change, says, where, after):
+    engine = make(records())
+    for _ in range(after):
+        released(engine)
+    batch = next(iter(engine))
+    change(engine)
+    with pytest.raises(DpcheckError, match=says) as raised:
+        engine.step(batch)
+    assert raised.value.where == where
+    assert raised.value.next
+    assert engine.steps_taken == after
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_zero_grad_and_reading_p_grad_between_steps_are_fine(to_none):
+    engine = make(records())
+    for batch in engine:
+        engine.step(batch)
+        assert engine.model.a.grad.norm() > 0
+        if batch.step != 1:
+            engine.optimizer.zero_grad(set_to_none=to_none)
+    assert engine.steps_taken == 4
+
+
+def test_a_data_set_that_grows_is_refused():
+    data = [torch.zeros(5)] * 4
+    model = Linear()
+    engine = PrivacyEngine(
+        model, loss_fn, torch.optim.SGD(model.parameters(), 1.0), data, expected_batch_size=2, max_grad_norm=1,
+        delta=0.1, noise_multiplier=1, steps=2, check=False, _clipper=Loop,
+    )  # fmt: skip
+    data.append(torch.zeros(5))
+    with pytest.raises(DpcheckError, match="5 records now, and 4 at first"):
+        next(iter(engine))
+
+
+def test_optimizers_that_cannot_be_private_are_refused():
+    model = Linear()
+    a, b = model.a, model.b
+    stray = nn.Parameter(torch.zeros(7))
+    for optimizer, says in [
+        (torch.optim.SGD([a], lr=1.0), "lacks trainable parameters: 'b'"),
+        (torch.optim.SGD([a, b, stray], lr=1.0), r"shape \[7\] that is not the model's"),
+        (torch.optim.SparseAdam([a, b]), "SparseAdam leaves rows without noise"),
+        (torch.optim.LBFGS([a, b]), "LBFGS evaluates the loss"),
+        (SimpleNamespace(param_groups=[]), "not a torch.optim.Optimizer"),
+    ]:
+        with pytest.raises(DpcheckError, match=says):
+            make(records(), model=model, optimizer=optimizer)
+
+
+def test_models_without_trainable_or_with_half_precision_parameters_are_refused():
+    with pytest.raises(DpcheckError, match="no trainable parameter"):
+        make(records(), model=Linear().requires_grad_(False))
+    with pytest.raises(DpcheckError, match=r"'a' is torch\.bfloat16"):
+        make(records(), model=Linear().to(torch.bfloat16))
+
+
+def test_several_ranks_are_refused():
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with pytest.raises(DpcheckError, match="one of 2 ranks"):
+            make(records())
+    finally:
+        torch.distributed.destroy_process_group()
