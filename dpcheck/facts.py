@@ -25,7 +25,7 @@ class Event:
             rule, or one whose result depends on indices in the data; ``not-captured``: there is no graph.
         op: the ATen op, such as ``aten.mean.dim`` (empty for ``not-captured``).
         origin: source lines and module path.
-        reaches: what it falsifies: ``losses``, ``gradient:NAME``, ``buffer:NAME``.
+        reaches: what it falsifies: ``losses``, ``gradient:NAME``.
         reason: one clause for the message, such as ``reduces over the sample axis``.
         refuted: for ``unproven`` and ``not-captured``: whether the oracle saw samples meet; the verdict is then mixing.
     """

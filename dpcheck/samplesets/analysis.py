@@ -78,10 +78,6 @@ def _falsified(capture: Capture, steps: dict[fx.Node, Step]) -> Iterable[tuple[s
         value = steps[node].value
         if value.mixed() and (not value.additive or value.inexact):
             yield f"gradient:{name}", node
-    for name, node in capture.buffers_after.items():
-        value = steps[node].value
-        if value.mixed():
-            yield f"buffer:{name}", node
 
 
 def _culprits(node: fx.Node, steps: dict[fx.Node, Step]) -> list[fx.Node]:
