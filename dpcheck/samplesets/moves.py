@@ -22,11 +22,20 @@ _ZEROS = ("zeros", "zeros_like", "new_zeros", "_efficientzerotensor")
     "hann_window", "bartlett_window", "hamming_window", "blackman_window", "sym_size", "complex_zeros",
 )  # fmt: skip
 def create(op: Op) -> Samples:
-    """Shapes and chance are no samples. ``full`` may be filled from a tensor."""
+    """Shapes and chance are no samples; the numbers that it is filled with may be."""
+    copies_shape = op.packet.endswith("_like") or op.packet.startswith("new_")
+    fills = [v for v in op.values() if not (copies_shape and v is op.args[0])]
+    if any(not v.empty() for v in fills):
+        return op.join(*[reduced(v, None, keepdim=False) for v in fills])
     fill = op.arg(1, "fill_value") if op.packet in ("full", "full_like") else None
-    if isinstance(fill, Samples):
-        return op.join(fill)
-    return none(op.out.shape, op.batch, zero=op.packet in _ZEROS or fill == 0)
+    return none(op.out.shape, op.batch, zero=op.packet in _ZEROS or (fill == 0 and not isinstance(fill, Samples)))
+
+
+@transfer("fill")
+def fill(op: Op) -> Samples:
+    """Nothing of what was there before is left."""
+    value = op.args[1]
+    return op.join(value) if isinstance(value, Samples) else op.none()
 
 
 @transfer(
@@ -34,7 +43,7 @@ def create(op: Op) -> Samples:
     "slice", "select", "narrow", "flip", "roll", "split", "split_with_sizes", "unbind", "chunk", "repeat", "clone",
     "contiguous", "alias", "detach", "diagonal", "unfold", "as_strided", "movedim", "rot90", "pixel_shuffle",
     "pixel_unshuffle", "channel_shuffle", "lift_fresh_copy", "lift_fresh", "view_as", "expand_as", "flatten", "numpy_T",
-    "slice_backward", "select_backward", "diagonal_backward", "unfold_backward", "tril", "triu", "diag_embed",
+    "slice_backward", "select_backward", "diagonal_backward", "tril", "triu", "diag_embed",
     "repeat_interleave", "unsafe_split", "split_copy", "unflatten", "swapaxes", "_conj", "_neg_view", "resolve_conj",
     "view_copy", "expand_copy", "permute_copy", "slice_copy", "select_copy", "squeeze_copy", "unsqueeze_copy",
     "transpose_copy", "as_strided_copy", "diagonal_copy", "tensor_split", "resolve_neg",
@@ -119,13 +128,7 @@ def index(op: Op) -> Samples:
     ]
     result: Samples = moved(blurred, lambda t: aten.index.Tensor(t, stand_in))
     result = op.join(result, _placed(op, value, picks))
-    return result.with_(inexact=value.inexact or (result.mixed() and not value.mixed()))
-
-
-def _bool_mask(op: Op) -> Samples | None:
-    """The mask of ``x[mask]``, when the only index is one, on the leading axes."""
-    picks = [p for p in op.args[1] if p is not None]
-    return picks[0] if len(picks) == 1 and picks[0] is op.args[1][0] and picks[0].boolean else None
+    return result.with_(inexact=result.inexact or (result.mixed() and not value.mixed()))
 
 
 def _placed(op: Op, value: Samples, picks: list[Samples | None]) -> Samples:
@@ -156,7 +159,7 @@ def gather(op: Op) -> Samples:
         view[dim] = -1
         picks = moved(picks, lambda t: t.reshape(view).expand(op.out.shape))
     result = op.join(result, picks)
-    return result.with_(inexact=value.inexact or (result.mixed() and not value.mixed()))
+    return result.with_(inexact=result.inexact or (result.mixed() and not value.mixed()))
 
 
 @transfer("embedding")
@@ -168,6 +171,22 @@ def embedding(op: Op) -> Samples:
     return op.join(flat, moved(rows, lambda t: t[0]))
 
 
+@transfer("embedding_renorm")
+def renorm(op: Op) -> Samples:
+    """Scales the rows that are looked up. A sample finds its own rows scaled whatever others look up; that the table
+    itself is rewritten from data is seen where the parameter is not the one that went in."""
+    table: Samples = op.args[0]
+    return table
+
+
+@transfer("_sparse_coo_tensor_with_dims_and_tensors")
+def sparse(op: Op) -> Samples:
+    """The sparse gradient of an embedding: a sum of rows [n, D] at indices [1, n]."""
+    indices, values = op.args[3:5]
+    view = (-1, *[1] * (len(values.shape) - 1))
+    return op.summed(op.out.shape, op.join(values, moved(indices, lambda t: t[0].reshape(view)), shape=values.shape))
+
+
 @transfer("embedding_dense_backward")
 def embedding_backward(op: Op) -> Samples:
     grad, picks = op.args[:2]
@@ -176,78 +195,24 @@ def embedding_backward(op: Op) -> Samples:
     return result.with_(additive=result.additive and not op.args[4])
 
 
-@transfer("index_put", "_unsafe_index_put", "index_put_")
-def index_put(op: Op) -> Samples:
-    base, picks, source = op.args[0], list(op.args[1]), op.args[2]
-    accumulate = bool(op.arg(3, "accumulate", False))
-    if not accumulate and all(known(p) for p in picks):
-        stand_in = [None if p is None else p.const for p in picks]
-        low = aten.index_put.default(base.low, stand_in, source.low)
-        high = aten.index_put.default(base.high, stand_in, source.high)
-        return Samples(compact(low), compact(high), op.batch, inexact=base.inexact or source.inexact)
-    index = [p for p in picks if p is not None]
-    mask = _bool_mask(op)
-    if mask is not None and source.low.numel() == 1 and not accumulate:
-        # `x[mask] = number`: elementwise.
-        wide = moved(index[0], lambda t: t.reshape(*t.shape, *[1] * (len(op.out.shape) - len(t.shape))))
-        return op.join(base, wide, moved(source, lambda t: t.reshape(())))
-    slot_shape = broadcast(*index)
-    slots = [source]
-    tail = [1] * max(len(source.shape) - len(slot_shape), 0)
-    slots += [moved(p, lambda t: t.reshape(*t.shape, *tail)) for p in index]
-    return _accumulated(op, base, slots, source.shape, accumulate)
-
-
-@transfer("scatter_add", "index_add", "scatter", "scatter_reduce", "index_copy", "masked_scatter")
-def scatter(op: Op) -> Samples:
-    base = op.args[0]
-    if op.packet == "masked_scatter":
-        return unknown(op)
-    dim, picks, source = op.args[1:4]
-    if isinstance(source, Samples) and known(picks) and op.packet in ("scatter", "index_copy"):
-        low = op.target(base.low, dim, picks.const, source.low)
-        high = op.target(base.high, dim, picks.const, source.high)
-        return Samples(compact(low), compact(high), op.batch, inexact=base.inexact or source.inexact)
-    inside = op.join(base, picks if picks.shape == op.out.shape else None)
-    values = [source] if isinstance(source, Samples) else []
-    axis = dim % max(len(base.shape), 1)
-    if op.packet in ("index_add", "index_copy"):
-        view = [1] * len(base.shape)
-        view[axis] = -1
-        picks = moved(picks, lambda t: t.reshape(view))
-    slots = [picks, *values]
-    if op.packet in ("scatter_add", "index_add") and op.backward and base.empty():
-        shape = source.shape
-        along = reduced(op.join(*slots, shape=shape), [a for a in range(len(shape)) if a != axis])
-        rows = op.join(*slots, shape=shape)
-        if not _same_owner_elsewhere(rows, axis):
-            return op.summed(op.out.shape, rows).with_(inexact=along.inexact)
-    # Anything along the axis may be hit by anything of the source.
-    hit = spread(op.join(*slots, shape=picks.shape if picks.shape else (1,)), [axis])
-    if hit.shape != op.out.shape:
-        grown = [o if a == axis or s == o else -1 for a, (s, o) in enumerate(zip(hit.shape, op.out.shape, strict=True))]
-        if -1 in grown:
-            hit = spread(hit, None, op.out.shape)
-        else:
-            hit = moved(hit, lambda t: t.narrow(axis, 0, 1).expand(op.out.shape))
-    result = op.join(inside, hit)
-    return result.with_(inexact=base.inexact or result.mixed())
-
-
-def _same_owner_elsewhere(rows: Samples, axis: int) -> bool:
-    """Whether a scatter along ``axis`` stays within one sample: then it is no sum over samples."""
-    return not reduced(rows, [axis]).mixed()
-
-
-def _accumulated(op: Op, base: Samples, slots: list[Samples], shape: Any, accumulate: bool) -> Samples:
-    merged = op.join(*slots, shape=shape)
-    if accumulate and op.backward and base.empty():
-        everything = reduced(merged, None)
-        if everything.mixed():
-            return op.summed(op.out.shape, merged)
-        return op.join(spread(merged, None, op.out.shape))
-    result = op.join(base, spread(merged, None, (1,) * max(len(op.out.shape), 1)) if op.out.shape else merged)
-    return result.with_(inexact=True)
+@transfer("unfold_backward")
+def unfold_backward(op: Op) -> Samples:
+    """Windows fold back: a place is the sum of the windows that cover it."""
+    grad, sizes, dim, size, step = op.args
+    axis = dim % max(len(sizes), 1)
+    result = op.none()
+    for k in range(size):
+        # Element k of window w lies at w * step + k.
+        shift = moved(grad, lambda t, k=k: t.select(-1, k))
+        places = torch.arange(shift.shape[axis]) * step + k
+        blank = torch.zeros(tuple(sizes), dtype=torch.int16)
+        low, high = (blank.index_copy(axis, places, t) for t in (shift.low, shift.high))
+        part = Samples(compact(low), compact(high), op.batch, inexact=grad.inexact)
+        if not part.empty():
+            result = op.join(result, part)
+    if op.backward and result.mixed() and not grad.mixed():
+        return op.summed(op.out.shape, grad)
+    return result
 
 
 @transfer("masked_select", "nonzero", "unique", "_unique2", "unique_dim", "bincount", "histc", "tensordot_unknown")
