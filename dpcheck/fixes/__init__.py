@@ -1,0 +1,1 @@
+"""Replacements of layers that DP-SGD cannot train."""
