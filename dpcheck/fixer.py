@@ -131,8 +131,8 @@ def _plan_for(model: nn.Module, diagnostic: Diagnostic, unsafe: bool) -> _Plan:
         change = Change(diagnostic.code, path, diagnostic.message, "display-only", False, reason)
         return _Plan(change, lambda m: m)
     allowed = unsafe or remedy.applicability == "safe"
-    reason = None if allowed else "it changes the function: pass unsafe=True (--unsafe-fixes)"
-    return _Plan(Change(diagnostic.code, path, remedy.what, remedy.applicability, allowed, reason), remedy.apply)
+    refused = None if allowed else "it changes the function: pass unsafe=True (--unsafe-fixes)"
+    return _Plan(Change(diagnostic.code, path, remedy.what, remedy.applicability, allowed, refused), remedy.apply)
 
 
 def _attempt(

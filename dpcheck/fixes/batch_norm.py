@@ -46,7 +46,7 @@ class FrozenBatchNorm(nn.Module):
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
-        self.num_features, self.eps = source.num_features, source.eps
+        self.num_features, self.eps = int(channels_of(source)), float(source.eps)  # type: ignore[arg-type]
         self.register_parameter("weight", source.weight)  # type: ignore[arg-type]
         self.register_parameter("bias", source.bias)  # type: ignore[arg-type]
         for name in _STATISTICS:
@@ -105,7 +105,8 @@ def to_group_norm(module: nn.Module) -> nn.Module:
         drop_statistics(module)
         module.dpcheck_groups = groups  # type: ignore[assignment]
         kind = type(module)
-        module.__class__ = type(f"{kind.__name__}WithGroupNorm", (_GroupNormInside, kind), {"__module__": kind.__module__})
+        name = f"{kind.__name__}WithGroupNorm"
+        module.__class__ = type(name, (_GroupNormInside, kind), {"__module__": kind.__module__})
         return module
     weight, bias = module.weight, module.bias
     new = nn.GroupNorm(groups, channels, eps=module.eps, affine=False)  # type: ignore[arg-type]
@@ -141,7 +142,7 @@ def describe(module: nn.Module) -> str:
 
 def channels_of(module: nn.Module) -> Any:
     found = getattr(module, "num_features", None)
-    return found if found is not None else module.running_mean.numel()  # type: ignore[union-attr, operator]
+    return found if found is not None else module.running_mean.numel()  # type: ignore[operator]
 
 
 def drop_statistics(module: nn.Module) -> None:

@@ -47,7 +47,7 @@ def check_phase(phase: Phase) -> Phase:
         raise DpcheckError(f"noise_multiplier={sigma!r} is negative", where="noise_multiplier")
     if not 0 < rate <= 1:
         raise DpcheckError(f"sample_rate={rate!r} is not in (0, 1]", where="sample_rate")
-    steps = phase.steps
+    steps: Any = phase.steps
     if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 0:
         raise DpcheckError(f"steps={steps!r} is not a whole number, zero or more", where="steps")
     return Phase(sigma, rate, int(steps))
