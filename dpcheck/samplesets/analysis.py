@@ -50,6 +50,9 @@ def analyse(capture: Capture) -> Analysis:
     for label, node in falsified.items():
         for culprit in _culprits(node, steps):
             reaches.setdefault(culprit, []).append(label)
+    if "losses" in falsified:
+        for culprit in _further(capture, steps):
+            reaches.setdefault(culprit, ["losses"])
     order = {node: i for i, node in enumerate(capture.graph.graph.nodes)}
     events = tuple(_event(node, steps, reaches[node]) for node in sorted(reaches, key=order.__getitem__))
     return Analysis(
@@ -94,6 +97,19 @@ def _culprits(node: fx.Node, steps: dict[fx.Node, Step]) -> list[fx.Node]:
                 seen.add(source)
                 stack.append(source)
     return found or [node]
+
+
+def _further(capture: Capture, steps: dict[fx.Node, Step]) -> list[fx.Node]:
+    """Ops of the forward at which samples would meet even if those before them were mended."""
+    seen, stack = {capture.losses}, [capture.losses]
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    after = interpret(capture, mended=True)
+    found = [node for node, step in after.items() if step.fresh and node.meta.get("half") == "forward" and node in seen]
+    return [_mover(node, after) or node for node in found]
 
 
 _MOVERS = frozenset({"flip", "roll", "index", "index_select", "gather", "sort", "permute", "transpose", "slice"})
