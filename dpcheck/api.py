@@ -16,10 +16,13 @@ from dpcheck.oracle import isolate
 from dpcheck.rules import RULES
 from dpcheck.samplesets import analyse, parameter_facts
 from dpcheck.samplesets.batch_size import size_events
+from dpcheck.samplesets.placement import place_events
 from dpcheck.source import Origin
 
 # Two batch sizes that differ: what holds at one size by accident does not hold at both.
 SIZES = (5, 7)
+# A difference from the oracle that rounding inside a model (float32 or bfloat16 regions) does not reach.
+CERTAIN = 1e-2
 
 
 def check(model: nn.Module, loss_fn: LossFn, batch: Any) -> Report:
@@ -81,7 +84,15 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
     events += [e for e in analyses[1].events if not any(_same(e, other) for other in events)]
     events += [e for e in size_events(*captures) if not any(_same(e, other) for other in events)]
     oracle = None
-    if any(event.kind == "unproven" for event in events):
+    if not events:
+        # The sample sets do not know the place of a sample in the batch, nor their number; two small runs do.
+        oracle = isolate(model, loss_fn, batch, quick=True)
+        if oracle.mixing or oracle.failed:
+            events += place_events(model, *analyses)
+        if oracle.worst > CERTAIN and not events:
+            reason = "gives a sample alone another loss or gradient than in the batch"
+            events.append(Event("batch-size", "", None, ("losses",), reason))
+    elif any(event.kind == "unproven" for event in events):
         oracle = isolate(model, loss_fn, batch)
         refuted = oracle.mixing and not any(event.kind in ("forward", "backward", "batch-size") for event in events)
         events = [_refuted(e) if refuted and e.kind == "unproven" else e for e in events]

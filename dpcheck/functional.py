@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # These write their running statistics though their schemas do not say so.
 _WRITES_IN_SECRET = frozenset({torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default})
 _PASS_THROUGH = frozenset({torch.ops.aten.detach.default, torch.ops.aten.alias.default})
+_VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
 
 
 class _Carry(TorchDispatchMode):
@@ -106,6 +107,11 @@ def _tidy(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
         elif node.target is operator.getitem:
             node.meta.update({key: node.args[0].meta[key] for key in ("half", "origin") if key in node.args[0].meta})
+        elif node.target in _VIEWS:
+            # Some kernels lay their results out in another way than their fake counterparts say (layer norm's backward
+            # keeps the strides of its input), so that a view that was traced cannot always be taken. Nothing writes
+            # through it any more, hence a copy is as good.
+            node.target = torch.ops.aten.reshape.default
         node.meta.setdefault("half", "forward")
         node.meta.setdefault("origin", None)
     graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))

@@ -94,10 +94,13 @@ def _flat(value: Samples, rank: int) -> Samples | None:
 def attention(op: Op) -> Any:
     """[N, H, T, D] (or a mask that broadcasts): every element depends on its row of axis 0."""
     rows = []
+    lead = op.values()[0].shape[:2]
     for value in op.values():
         if value.empty():
             continue
-        small = reduced(value, range(1, len(value.shape)) if len(value.shape) >= 3 else None)
+        # A mask of three axes is [H, T, T]; other values of three axes are [N, H, T].
+        by_row = len(value.shape) == 4 or (len(value.shape) == 3 and value.shape[:2] == lead)
+        small = reduced(value, range(1, len(value.shape)) if by_row else None)
         rows.append(moved(small, lambda t: t.reshape(-1)))
     lengths = {v.shape[0] for v in rows}
     n = max(lengths, default=1)
@@ -135,7 +138,9 @@ def attention(op: Op) -> Any:
     "fractional_max_pool2d_backward", "fractional_max_pool3d_backward",
 )  # fmt: skip
 def image(op: Op) -> Any:
-    """[N, C, ...]: windows and interpolation along the spatial axes; rows of axis 0 stay apart."""
+    """[N, C, ...]: windows and interpolation along the spatial axes; rows and channels stay apart."""
+    spatial = next((int(k) for k in "123" if f"{k}d" in op.packet), 0)
+    apart = spatial and not op.packet.startswith(("grid_sampler", "max_unpool"))
 
     def make(out: Any) -> Samples:
         rank = len(out.shape)
@@ -143,7 +148,9 @@ def image(op: Op) -> Any:
         for value in op.values():
             if value.empty():
                 continue
-            if len(value.shape) == rank and value.shape[0] == out.shape[0]:
+            if apart and len(value.shape) == rank and value.shape[:-spatial] == out.shape[:-spatial]:
+                parts.append(reduced(value, range(rank - spatial, rank)))
+            elif not apart and len(value.shape) == rank and value.shape[0] == out.shape[0]:
                 parts.append(reduced(value, range(1, rank)))
             else:
                 parts.append(spread(value, None, (1,) * rank))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from torch.utils import _pytree as pytree
 
 import dpcheck.samplesets.contractions
 import dpcheck.samplesets.norms
-import dpcheck.samplesets.reductions  # noqa: F401  (each import registers its rules)
+import dpcheck.samplesets.reductions
+import dpcheck.samplesets.writes  # noqa: F401  (each import registers its rules)
 from dpcheck.capture import Capture
 from dpcheck.samplesets.lattice import Samples, joined, moved, none, per_row, reduced
 from dpcheck.samplesets.linear import of_a_sum
-from dpcheck.samplesets.moves import create, unknown
+from dpcheck.samplesets.moves import cat, create, move, pad, scatter_in, unknown
 from dpcheck.samplesets.op import RULES, Op, broadcast, is_pointwise
 
 _SMALL = 1 << 22
@@ -39,8 +40,13 @@ class Step:
     ruled: bool
 
 
-def interpret(capture: Capture) -> dict[fx.Node, Step]:
-    """The abstract value of every node."""
+def interpret(capture: Capture, *, mended: bool = False) -> dict[fx.Node, Step]:
+    """The abstract value of every node.
+
+    Args:
+        mended: go on behind each op of the forward at which samples meet as if it kept them apart, so that a second
+            such op behind it is found as well.
+    """
     batch = capture.batch_size
     steps: dict[fx.Node, Step] = {}
     known: dict[fx.Node, Any] = _constants(capture)
@@ -55,8 +61,27 @@ def interpret(capture: Capture) -> dict[fx.Node, Step]:
             const = _small(attribute)
             steps[node] = Step(none(attribute.shape, batch, const=const), False, True)
         elif node.op == "call_function":
-            steps[node] = _step(node, steps, batch)
+            step = _step(node, steps, batch)
+            if mended and step.fresh and node.meta["half"] == "forward":
+                step = replace(step, value=_mended(node, steps, batch))
+            steps[node] = step
     return steps
+
+
+def _mended(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Any:
+    """What the op would give if it worked on every element by itself; statistics would depend on nothing."""
+    source = steps[node.all_input_nodes[0]].value if node.all_input_nodes else None
+
+    def each(out: Any) -> Samples | None:
+        if not isinstance(out, Tensor):
+            return None
+        kept = isinstance(source, Samples) and source.shape == out.shape and not source.mixed()
+        return source if kept else none(out.shape, batch)  # type: ignore[return-value]
+
+    val = node.meta.get("val")
+    if isinstance(val, list | tuple):
+        return [each(out) for out in val]
+    return each(val) if isinstance(val, Tensor) else none((), batch)
 
 
 def _constants(capture: Capture) -> dict[fx.Node, Tensor]:
@@ -93,16 +118,29 @@ def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
         return _number(op, values)
     mixed = [v for v in values if v.mixed()]
     ruled = op.packet in RULES or is_pointwise(op.target)
-    if mixed and RULES.get(op.packet) is not create:
+    if any(v.additive for v in mixed) or (mixed and not _by_element(op)):
         result = of_a_sum(op, values)
         broken = all(v.additive for v in mixed) and not all(r.additive for r in _leaves(result))
         return Step(result, broken, ruled)
+    if op.packet.startswith("as_strided") and not _dense(node.args[0]):
+        return Step(unknown(op), not mixed, ruled)
     result = _transfer(op)
     result = _with_constant(op, values, result)
-    met = any(r.mixed() and not r.additive for r in _leaves(result))
+    met = not mixed and any(r.mixed() and not r.additive for r in _leaves(result))
     if isinstance(out, Tensor) and out.dtype is torch.bool:
         result = result.with_(boolean=True)
     return Step(result, met, ruled)
+
+
+def _by_element(op: Op) -> bool:
+    """Whether elements on which no two samples meet stay apart from those on which they do."""
+    return is_pointwise(op.target) or RULES.get(op.packet) in (create, move, cat, pad, scatter_in)
+
+
+def _dense(source: Any) -> bool:
+    """Whether the tensor is its whole storage in row-major order, so that strides mean what they mean on the mask."""
+    val = source.meta["val"]
+    return bool(val.is_contiguous()) and val.untyped_storage().nbytes() == val.numel() * val.element_size()
 
 
 def _number(op: Op, values: list[Samples]) -> Step:

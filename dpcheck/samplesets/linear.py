@@ -23,6 +23,7 @@ _FIRST = frozenset(
         "silu_backward", "_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm_backward",
         "native_group_norm_backward", "convolution_backward", "leaky_relu_backward", "elu_backward",
         "softplus_backward", "hardtanh_backward", "hardswish_backward", "logit_backward", "glu_backward",
+        "unfold_backward",
     }
 )  # fmt: skip
 # Linear in either factor, not in both.
@@ -63,6 +64,8 @@ def _linear(op: Op, sums: list[Samples], others: list[Samples]) -> bool:
 
 
 def _constant_added(op: Op) -> bool:
+    if op.packet in ("_to_copy", "to"):
+        return not (op.out.is_floating_point() or op.out.is_complex())
     if op.packet == "constant_pad_nd":
         return bool(op.arg(2, "value", 0) != 0)
     if op.packet == "masked_fill":

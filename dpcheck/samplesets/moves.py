@@ -203,7 +203,7 @@ def unfold_backward(op: Op) -> Samples:
     result = op.none()
     for k in range(size):
         # Element k of window w lies at w * step + k.
-        shift = moved(grad, lambda t, k=k: t.select(-1, k))
+        shift = grad.with_(low=grad.low.select(-1, k), high=grad.high.select(-1, k))
         places = torch.arange(shift.shape[axis]) * step + k
         blank = torch.zeros(tuple(sizes), dtype=torch.int16)
         low, high = (blank.index_copy(axis, places, t) for t in (shift.low, shift.high))

@@ -30,7 +30,8 @@ def layer_norm_backward(op: Op) -> list[Samples | None]:
     axes = range(-len(shape), 0)
     stats = [v for v in op.args[3:5] if isinstance(v, Samples) and v.shape[: -len(shape)] == value.shape[: -len(shape)]]
     slots = op.join(grad, value, *[v for v in stats if len(v.shape) == len(value.shape)], shape=value.shape)
-    rows = spread(slots, axes)
+    weight = [v for v in op.args[5:6] if isinstance(v, Samples) and not v.empty()]
+    rows = spread(op.join(slots, *weight, shape=value.shape), axes)
     results: list[Samples | None] = []
     for i, out in enumerate(op.out):
         results.append(None if out is None else rows if i == 0 else _sum_slots(op, out.shape, slots, len(shape)))
@@ -58,7 +59,9 @@ def group_norm_backward(op: Op) -> list[Samples | None]:
     grad, value = op.args[:2]
     n = op.args[5]
     both = op.join(grad, value, shape=value.shape)
-    rows = reduced(moved(both, lambda t: t.reshape(n, -1)), [1])
+    channels = (1, -1, *[1] * (len(value.shape) - 2))
+    weight = [moved(v, lambda t: t.reshape(channels)) for v in op.args[4:5] if v is not None]
+    rows = reduced(moved(op.join(both, *weight, shape=value.shape), lambda t: t.reshape(n, -1)), [1])
     wide = moved(rows, lambda t: t.reshape(n, *[1] * (len(value.shape) - 1)).expand(value.shape))
     outs = op.out
     return [None if o is None else wide if i == 0 else op.summed(o.shape, both) for i, o in enumerate(outs)]
@@ -88,7 +91,8 @@ def batch_norm(op: Op) -> list[Samples | None]:
             wide = moved(stats, lambda t: t.reshape(view).expand(value.shape))
             results.append(op.join(wide if training else value, *others, shape=out.shape))
         elif tuple(out.shape) == tuple(stats.shape) and training:
-            results.append(op.join(stats, shape=out.shape))
+            old = [v for v in op.args[3:5] if isinstance(v, Samples) and tuple(v.shape) == tuple(out.shape)]
+            results.append(op.join(stats, *old, shape=out.shape))
         else:
             results.append(op.none(out.shape))
     return results
@@ -108,7 +112,9 @@ def batch_norm_backward(op: Op) -> list[Samples | None]:
     training = op.packet != "native_batch_norm_backward" or bool(op.args[7])
     slots = op.join(first, second, shape=first.shape)
     channels = [axis for axis in range(len(first.shape)) if axis != 1]
-    wide = spread(slots, channels) if training else slots
+    view = (1, -1, *[1] * (len(first.shape) - 2))
+    others = [moved(v, lambda t: t.reshape(view)) for v in op.values()[2:] if len(v.shape) == 1 and not v.empty()]
+    wide = spread(slots, channels) if training else op.join(slots, *others, shape=first.shape)
     results: list[Samples | None] = []
     for i, out in enumerate(op.out):
         if out is None:
@@ -127,7 +133,8 @@ def nll(op: Op) -> list[Samples]:
     value, target, reduction = op.args[0], op.args[1], op.args[3]
     weight = op.args[2]
     axis = 1 if len(value.shape) > 1 else 0
-    single = op.join(reduced(value, [axis], keepdim=False), target, shape=target.shape)
+    weights = None if weight is None or weight.empty() else spread(weight, None, ())
+    single = op.join(reduced(value, [axis], keepdim=False), target, weights, shape=target.shape)
     if reduction == 0:
         return [single, op.none(op.out[1].shape)]
     total = reduced(single, None, keepdim=False)
@@ -137,14 +144,15 @@ def nll(op: Op) -> list[Samples]:
 
 @transfer("nll_loss_backward", "nll_loss2d_backward")
 def nll_backward(op: Op) -> Samples:
-    grad, value, target, _, reduction = op.args[:5]
+    grad, value, target, weight, reduction = op.args[:5]
     total = op.args[6]
     axis = 1 if len(value.shape) > 1 else 0
+    weights = None if weight is None or weight.empty() else spread(weight, None, ())
     target = moved(target, lambda t: t.unsqueeze(axis))
     if reduction == 0:
-        return op.join(moved(grad, lambda t: t.unsqueeze(axis)), target)
+        return op.join(moved(grad, lambda t: t.unsqueeze(axis)), target, weights)
     flat = [spread(v, None, (1,) * len(op.out.shape)) for v in (grad, total) if v is not None and not v.empty()]
-    return op.join(target, *flat)
+    return op.join(target, weights, *flat)
 
 
 @transfer(

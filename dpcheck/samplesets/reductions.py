@@ -90,6 +90,7 @@ def fourier(op: Op) -> Samples:
     "linalg_lu_factor_ex", "_linalg_det", "_linalg_slogdet", "linalg_householder_product", "cholesky",
     "linalg_matrix_exp", "_linalg_solve_ex",
     "linalg_solve_triangular", "triangular_solve", "cholesky_solve", "linalg_pinv", "linalg_eig", "trace",
+    "linalg_lu_solve", "lu_unpack", "cholesky_inverse",
 )  # fmt: skip
 def matrices(op: Op) -> Any:
     """Every element of a result depends on the whole matrix; leading axes stay apart."""
@@ -101,7 +102,9 @@ def matrices(op: Op) -> Any:
             if len(v.shape) < 2:
                 parts.append(reduced(v, None, keepdim=False))
                 continue
-            small = reduced(v, [-2, -1], keepdim=False)
+            # Pivots are one vector for each matrix.
+            vector = op.packet in ("linalg_lu_solve", "lu_unpack") and v is op.args[1]
+            small = reduced(v, [-1] if vector else [-2, -1], keepdim=False)
             parts.append(moved(small, lambda t: t.reshape(*t.shape, *[1] * (len(out.shape) - lead))))
         return op.join(*parts, shape=out.shape)
 
@@ -117,14 +120,17 @@ def chance(op: Op) -> Any:
         return op.join(spread(op.args[0], [-1], op.out.shape))
     if op.packet in ("uniform", "random", "exponential", "cauchy", "log_normal", "geometric"):
         return op.none()
-    return op.each(lambda out: op.join(*[v for v in op.values() if _fits(v, out)], shape=out.shape))
+    if op.packet == "_sample_dirichlet":
+        return spread(op.args[0], [-1])
+    return op.each(lambda out: op.join(*[_fitted(v, out) for v in op.values()], shape=out.shape))
 
 
-def _fits(value: Samples, out: torch.Tensor) -> bool:
+def _fitted(value: Samples, out: torch.Tensor) -> Samples:
     try:
-        return bool(torch.broadcast_shapes(value.shape, out.shape) == out.shape)
+        fits = torch.broadcast_shapes(value.shape, out.shape) == out.shape
     except RuntimeError:
-        return False
+        fits = False
+    return value if fits else spread(value, None, ())
 
 
 @transfer("cdist", "_cdist_forward", "_euclidean_dist", "_pdist_forward")
