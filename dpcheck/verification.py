@@ -1,44 +1,59 @@
-"""``dpcheck.verify``: per-sample gradients from the samplers against references that share no code with them."""
+"""``dpcheck.verify``: the engine's per-sample gradients against references that share no code with its samplers."""
 
 from __future__ import annotations
 
+import random
+import textwrap
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpcheck import inputs
-from dpcheck.capture import LossFn, first_line, run_losses
+from dpcheck.capture import Capture, LossFn, capture, first_line, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.engine import fallback
-from dpcheck.engine.clipping import Clipper, per_sample_grads
+from dpcheck.engine.clipping import Clipper, Method, per_sample_grads
 from dpcheck.errors import DpcheckError
+from dpcheck.samplesets import analyse, parameter_facts
 from dpcheck.sandbox import sandbox, swapped, tensors_of
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+# By the least precise dtype that the run computes in: the error allowed, and the part of the largest gradient of all
+# parameters below which a parameter's gradient is rounding (a key's bias in attention has none).
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_FLOOR = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 1.0, torch.bfloat16: 1.0}
 SAMPLES = 6
+# Gradients of every sample, three times over, in float64.
+_BUDGET_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
 class ParameterProof:
-    """One trainable parameter.
+    """One trainable parameter. Errors are relative to the largest entry of its gradient.
 
     Attributes:
         name: in ``model.named_parameters()``.
-        sites: the ATen ops that sum its gradient over samples.
-        error_vmap: largest relative error of its per-sample gradients against ``vmap(grad)``; ``None`` where vmap
-            cannot run the model.
+        sites: the ATen ops that sum its gradient over samples (none where the graph is not used).
+        method: how the engine computes its gradient: ``graph`` (samplers), ``vmap`` or ``single``.
+        error_vmap: largest error of its per-sample gradients against ``vmap(grad)``; ``None`` where vmap cannot run
+            the model or is itself the method.
         error_single: the same against each sample alone.
-        ok: whether both are below the tolerance.
+        error_own_dtype: against each sample alone in the model's own dtype and memory format; ``None`` where that is
+            the dtype of the other errors.
+        ok: whether all are within the tolerance of their dtype.
     """
 
     name: str
     sites: tuple[str, ...]
+    method: str
     error_vmap: float | None
     error_single: float
+    error_own_dtype: float | None
     ok: bool
 
 
@@ -50,8 +65,10 @@ class Proof:
         ok: every parameter's gradients, the norms and the clipped sum agree with the references.
         parameters: one proof each.
         method: what was verified: ``graph`` (the samplers), ``vmap`` or ``single``.
-        error_norms, error_clipped: largest relative errors of the norms and of the clipped sum.
-        dtype: in which all was computed.
+        reason: why it is not the graph, if it is not.
+        error_norms, error_clipped: largest relative errors of the norms [B] and of the clipped sum, in any dtype that
+            was tried, as multiples of its tolerance (at most 1 is right).
+        dtype: in which the errors against ``vmap`` and single samples were computed.
         cases: how many samples were compared.
         notes: what a reader must know.
         seconds: wall time.
@@ -60,6 +77,7 @@ class Proof:
     ok: bool
     parameters: tuple[ParameterProof, ...]
     method: str
+    reason: str
     error_norms: float
     error_clipped: float
     dtype: torch.dtype
@@ -68,99 +86,196 @@ class Proof:
     seconds: float
 
 
-def verify(model: nn.Module, loss_fn: LossFn, batch: Any) -> Proof:
-    """Compare the engine's gradients with ``vmap(grad)`` of the whole model and with each sample alone.
+@dataclass(frozen=True)
+class _Comparison:
+    """One run in one dtype; ``tolerance`` is that of the least precise dtype in it."""
 
-    In float64 on copies of the state, with fixed chance so that dropout agrees; in the model's own dtype where it
-    cannot run in float64. The model is left as it was.
+    clipper: Clipper
+    single: dict[str, float]
+    vmap: dict[str, float] | None
+    norms: float
+    clipped: float
+    tolerance: float
+    notes: tuple[str, ...]
+
+
+def verify(model: nn.Module, loss_fn: LossFn, batch: Any) -> Proof:
+    """Compare the engine's gradients, norms and clipped sum with ``vmap(grad)`` and with each sample alone.
+
+    In float64, then in the model's own dtype and memory format; on copies of the state, with fixed chance so that
+    dropout agrees. The model is left as it was. The first samples of the batch are compared, at most six.
+
+    Args:
+        model: in the train/eval state in which it will be trained.
+        loss_fn: ``loss_fn(model, batch) -> losses [B]``.
+        batch: any pytree whose tensors have samples on axis 0.
 
     Raises:
-        DpcheckError: as :func:`dpcheck.check`.
+        DpcheckError: as :func:`dpcheck.check`, and for a model whose samples mix: it has no per-sample gradients.
     """
+    start = time.perf_counter()
     run_losses(model, loss_fn, batch)
-    size = min(SAMPLES, inputs.batch_size(batch))
-    few = inputs.take(batch, range(size))
+    if not any(p.requires_grad for p in model.parameters()):
+        raise DpcheckError(
+            "the model has no trainable parameter, so it has no gradient to verify",
+            next="set requires_grad=True on the parameters to train",
+        )
+    entries = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = min(inputs.batch_size(batch), max(2, min(SAMPLES, _BUDGET_BYTES // (24 * entries))))
+    # A slice keeps the memory format.
+    few = pytree.tree_map_only(Tensor, lambda t: t[:size], batch)
+    dtype, own = torch.float64, None
+    notes: tuple[str, ...] = ()
     try:
-        return _verify(model, loss_fn, few, torch.float64)
+        main = _compare(model, loss_fn, few, torch.float64)
     except DpcheckError:
         raise
     except Exception as error:
-        note = f"compared in the model's own dtype: float64 fails with {type(error).__name__}: {first_line(error)}"
-        return _verify(model, loss_fn, few, torch.float32, (note,))
+        dtype = _narrowest([p.dtype for p in model.parameters()])
+        notes = (f"compared in the model's own dtype: float64 fails with {type(error).__name__}: {first_line(error)}",)
+        main = _compare(model, loss_fn, few, None)
+    else:
+        if any(p.dtype is not torch.float64 for p in model.parameters() if p.is_floating_point()):
+            own = _compare(model, loss_fn, few, None, with_vmap=False)
+    sites = _sites(model, loss_fn, few) if main.clipper.method == "graph" else {}
+    proofs = tuple(_proof(name, main, own, sites) for name in main.single)
+    runs = [main, own] if own is not None else [main]
+    off_norms, off_sum = max(c.norms / c.tolerance for c in runs), max(c.clipped / c.tolerance for c in runs)
+    return Proof(
+        ok=all(p.ok for p in proofs) and off_norms <= 1 and off_sum <= 1,
+        parameters=proofs,
+        method=main.clipper.method,
+        reason=main.clipper.reason,
+        error_norms=off_norms,
+        error_clipped=off_sum,
+        dtype=dtype,
+        cases=size,
+        notes=notes + main.notes,
+        seconds=time.perf_counter() - start,
+    )
 
 
-def _verify(model: nn.Module, loss_fn: LossFn, batch: Any, dtype: torch.dtype, notes: tuple[str, ...] = ()) -> Proof:
-    start = time.perf_counter()
-    batch = inputs.to_dtype(batch, dtype)
+def _proof(name: str, main: _Comparison, own: _Comparison | None, sites: dict[str, tuple[str, ...]]) -> ParameterProof:
+    single, vmap = main.single[name], main.vmap[name] if main.vmap is not None else None
+    ok = max(single, vmap or 0.0) <= main.tolerance and (own is None or own.single[name] <= own.tolerance)
+    own_error = own.single[name] if own is not None else None
+    return ParameterProof(name, sites.get(name, ()), main.clipper.method, vmap, single, own_error, ok)
+
+
+def _compare(
+    model: nn.Module, loss_fn: LossFn, batch: Any, dtype: torch.dtype | None, *, with_vmap: bool = True
+) -> _Comparison:
+    """All comparisons in ``dtype``; ``None`` leaves every tensor in its own."""
+    batch = inputs.to_dtype(batch, dtype) if dtype is not None else batch
+    same = _repeatable(loss_fn)
+    precision = _Precision()
     with sandbox(model), swapped(model, _state(model, dtype)), FixedChance():
-        losses, alone = fallback.single_gradients(model, loss_fn, batch)
-        together, why = _vmap(model, loss_fn, batch)
-        samplers, missing = per_sample_grads(model, loss_fn, batch)
-        norms = torch.stack([g.flatten(1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
+        with precision:
+            _, alone = fallback.single_gradients(model, same, batch)
+        norms = torch.stack([g.double().flatten(1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
         # Half of the samples are clipped.
         bound = max(float(norms.median()), 1e-12)
         clipper = Clipper(model, loss_fn, max_grad_norm=bound)
-        clipped = clipper(batch)
-    if why:
-        notes = (*notes, f"vmap(grad) cannot run this model ({why}): the single-sample reference stands alone")
-    if missing:
-        notes = (*notes, f"no samplers ({missing}): the engine computes gradients by {clipper.method}")
-        samplers = together if clipper.method == "vmap" and together else alone
-    sites = _sites(model, loss_fn, batch) if not missing else {}
-    scale = max((float(g.abs().max()) for g in alone.values()), default=0.0)
-    tolerance = TOLERANCE[dtype]
-    proofs = []
-    for name, reference in alone.items():
-        single = _error(samplers[name], reference, scale)
-        vmapped = _error(samplers[name], together[name], scale) if together else None
-        ok = single <= tolerance and (vmapped is None or vmapped <= tolerance)
-        proofs.append(ParameterProof(name, sites.get(name, ()), vmapped, single, ok))
+        with sandbox(model):
+            clipped = clipper(batch)
+        if clipper.method != "graph":
+            method: Method = "vmap" if clipper.method == "vmap" else "single"
+            clipped = Clipper(model, same, max_grad_norm=bound, method=method)(batch)
+        together, why = _vmap(model, same, batch) if with_vmap or clipper.method == "vmap" else ({}, "")
+        engine = {"vmap": together, "single": alone}.get(clipper.method)
+        if engine is None:
+            engine, missing = per_sample_grads(model, loss_fn, batch)
+            assert not missing, missing
+    scale = max(float(g.abs().max()) for g in alone.values() if g.numel())
+    floor, tolerance = _FLOOR[precision.narrowest] * scale, TOLERANCE[precision.narrowest]
     factors = (bound / norms.clamp_min(1e-300)).clamp(max=1.0)
-    expected = {name: torch.einsum("b,b...->...", factors, g) for name, g in alone.items()}
-    off_sum = max((_error(clipped.grads[n], g, scale) for n, g in expected.items()), default=0.0)
-    off_norms = _error(clipped.norms, norms, float(norms.max()))
-    ok = all(p.ok for p in proofs) and off_sum <= tolerance and off_norms <= tolerance
-    seconds = time.perf_counter() - start
-    return Proof(ok, tuple(proofs), clipper.method, off_norms, off_sum, dtype, len(losses), notes, seconds)
+    expected = {name: torch.einsum("b,b...->...", factors, g.double()) for name, g in alone.items()}
+    compared_with_vmap = bool(together) and clipper.method != "vmap"
+    return _Comparison(
+        clipper,
+        {name: _error(engine[name], g, floor) for name, g in alone.items()},
+        {name: _error(engine[name], g, floor) for name, g in together.items()} if compared_with_vmap else None,
+        _error(clipped.norms, norms, 0.0),
+        max(_error(clipped.grads[name], g, floor * float(factors.max())) for name, g in expected.items()),
+        tolerance,
+        _notes(clipper, why, precision.narrowest, dtype),
+    )
 
 
-def _state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+def _notes(clipper: Clipper, why: str, narrowest: torch.dtype, dtype: torch.dtype | None) -> tuple[str, ...]:
+    notes = []
+    if clipper.method != "graph":
+        notes.append(f"there are no samplers for this model ({clipper.reason})")
+    if clipper.method == "vmap":
+        notes.append("the engine uses vmap(grad), compared here with each sample alone")
+    if clipper.method == "single":
+        notes.append("the engine computes each sample alone, which is the reference itself")
+    if why:
+        notes.append(f"vmap(grad) cannot run this model ({why}): the single-sample reference stands alone")
+    if dtype is not None and narrowest is not dtype:
+        notes.append(f"the model computes in {narrowest} by itself, so errors are rounding of that dtype")
+    return tuple(notes)
+
+
+class _Precision(TorchDispatchMode):
+    """Sees the least precise dtype that anything is computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.narrowest = torch.float64
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        seen = [t.dtype for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        self.narrowest = _narrowest([self.narrowest, *seen])
+        return out
+
+
+def _narrowest(dtypes: list[torch.dtype]) -> torch.dtype:
+    return max((d for d in dtypes if d in TOLERANCE), key=TOLERANCE.__getitem__, default=torch.float64)
+
+
+def _repeatable(loss_fn: LossFn) -> LossFn:
+    """The loss with Python's and NumPy's chance and the model's attributes the same at every call."""
+
+    def repeated(model: Any, batch: Any) -> Tensor:
+        with sandbox(model):
+            random.seed(0)
+            np.random.seed(0)
+            return loss_fn(model, batch)
+
+    return repeated
+
+
+def _state(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Copies of parameters and buffers in ``dtype``; trainable ones stay parameters."""
     parameters, buffers = tensors_of(model)
     state: dict[str, Tensor] = {}
     for name, t in {**parameters, **buffers}.items():
         copy = t.detach().clone()
-        copy = copy.to(dtype) if copy.is_floating_point() else copy
+        copy = copy.to(dtype) if dtype is not None and copy.is_floating_point() else copy
         state[name] = nn.Parameter(copy, requires_grad=t.requires_grad) if name in parameters else copy
     return state
 
 
 def _vmap(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[dict[str, Tensor], str]:
-    # A slow batching rule is no news to the user.
-    torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
     try:
         return fallback.vmap_gradients(model, loss_fn, batch)[1], ""
     except Exception as error:  # whatever vmap cannot do
-        return {}, f"{type(error).__name__}: {first_line(error)}"
+        return {}, textwrap.shorten(f"{type(error).__name__}: {first_line(error)}", 100, placeholder=" ...")
 
 
 def _sites(model: nn.Module, loss_fn: LossFn, batch: Any) -> dict[str, tuple[str, ...]]:
-    from dpcheck.capture import Capture, capture
-    from dpcheck.samplesets import analyse, parameter_facts
-
     result = capture(model, loss_fn, batch if inputs.batch_size(batch) > 1 else inputs.take(batch, [0, 0]))
     if not isinstance(result, Capture):
         return {}
     return {fact.name: fact.sites for fact in parameter_facts(model, analyse(result))}
 
 
-def _error(value: Tensor, reference: Tensor, scale: float) -> float:
-    """Largest difference, relative to the tensor's own size or to a millionth of the largest gradient.
-
-    Infinite when one of them is not finite where the other is.
-    """
+def _error(value: Tensor, reference: Tensor, floor: float) -> float:
+    """Largest difference, relative to the largest entry or to ``floor``; infinite where something is not finite."""
     if reference.numel() == 0:
         return 0.0
-    size = max(float(reference.abs().max()), 1e-6 * scale, 1e-300)
+    size = max(float(reference.abs().max()), floor, 1e-300)
     difference = float((value.double() - reference.double()).abs().max())
     return difference / size if difference == difference else float("inf")
