@@ -115,12 +115,16 @@ def batch_norm_backward(op: Op) -> list[Samples | None]:
     view = (1, -1, *[1] * (len(first.shape) - 2))
     others = [moved(v, lambda t: t.reshape(view)) for v in op.values()[2:] if len(v.shape) == 1 and not v.empty()]
     wide = spread(slots, channels) if training else op.join(slots, *others, shape=first.shape)
+    own = reduced(op.join(slots, *others, shape=first.shape), channels, keepdim=False)
     results: list[Samples | None] = []
     for i, out in enumerate(op.out):
         if out is None:
             results.append(None)
         elif i == 0:
             results.append(wide)
+        elif not own.mixed():
+            # Instance norm: a channel for every sample.
+            results.append(op.join(own, shape=out.shape))
         else:
             total = op.summed(out.shape, slots)
             # In training every term of the sum uses the statistics of all samples.
