@@ -15,12 +15,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpcheck import inputs
-from dpcheck.capture import Capture, LossFn, capture, first_line, run_losses
+from dpcheck.capture import LossFn, first_line, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.engine import fallback
 from dpcheck.engine.clipping import Clipper, Method, per_sample_grads
 from dpcheck.errors import DpcheckError
-from dpcheck.samplesets import analyse, parameter_facts
 from dpcheck.sandbox import sandbox, swapped, tensors_of
 
 # By the least precise dtype that the run computes in: the error allowed, and the part of the largest gradient of all
@@ -38,7 +37,7 @@ class ParameterProof:
 
     Attributes:
         name: in ``model.named_parameters()``.
-        sites: the ATen ops that sum its gradient over samples (none where the graph is not used).
+        sites: the kinds of op that sum its gradient over samples (none where the graph is not used).
         method: how the engine computes its gradient: ``graph`` (samplers), ``vmap`` or ``single``.
         error_vmap: largest error of its per-sample gradients against ``vmap(grad)``; ``None`` where vmap cannot run
             the model or is itself the method.
@@ -137,7 +136,7 @@ def verify(model: nn.Module, loss_fn: LossFn, batch: Any) -> Proof:
     else:
         if any(p.dtype is not torch.float64 for p in model.parameters() if p.is_floating_point()):
             own = _compare(model, loss_fn, few, None, with_vmap=False)
-    sites = _sites(model, loss_fn, few) if main.clipper.method == "graph" else {}
+    sites = main.clipper.sites()
     proofs = tuple(_proof(name, main, own, sites) for name in main.single)
     runs = [main, own] if own is not None else [main]
     off_norms, off_sum = max(c.norms / c.tolerance for c in runs), max(c.clipped / c.tolerance for c in runs)
@@ -169,23 +168,25 @@ def _compare(
     batch = inputs.to_dtype(batch, dtype) if dtype is not None else batch
     same = _repeatable(loss_fn)
     precision = _Precision()
-    with sandbox(model), swapped(model, _state(model, dtype)), FixedChance():
-        with precision:
+    with sandbox(model), FixedChance():
+        with swapped(model, _state(model, dtype)), precision:
             _, alone = fallback.single_gradients(model, same, batch)
         norms = torch.stack([g.double().flatten(1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
         # Half of the samples are clipped.
         bound = max(float(norms.median()), 1e-12)
         clipper = Clipper(model, loss_fn, max_grad_norm=bound)
-        with sandbox(model):
+        # The engine writes derived buffers, so every run has a state of its own.
+        with sandbox(model), swapped(model, _state(model, dtype)):
             clipped = clipper(batch)
-        if clipper.method != "graph":
-            method: Method = "vmap" if clipper.method == "vmap" else "single"
-            clipped = Clipper(model, same, max_grad_norm=bound, method=method)(batch)
-        together, why = _vmap(model, same, batch) if with_vmap or clipper.method == "vmap" else ({}, "")
-        engine = {"vmap": together, "single": alone}.get(clipper.method)
-        if engine is None:
-            engine, missing = per_sample_grads(model, loss_fn, batch)
-            assert not missing, missing
+        with swapped(model, _state(model, dtype)):
+            if clipper.method != "graph":
+                method: Method = "vmap" if clipper.method == "vmap" else "single"
+                clipped = Clipper(model, same, max_grad_norm=bound, method=method)(batch)
+            together, why = _vmap(model, same, batch) if with_vmap or clipper.method == "vmap" else ({}, "")
+            engine = {"vmap": together, "single": alone}.get(clipper.method)
+            if engine is None:
+                engine, missing = per_sample_grads(model, loss_fn, batch)
+                assert not missing, missing
     scale = max(float(g.abs().max()) for g in alone.values() if g.numel())
     floor, tolerance = _FLOOR[precision.narrowest] * scale, TOLERANCE[precision.narrowest]
     factors = (bound / norms.clamp_min(1e-300)).clamp(max=1.0)
@@ -263,13 +264,6 @@ def _vmap(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[dict[str, Tens
         return fallback.vmap_gradients(model, loss_fn, batch)[1], ""
     except Exception as error:  # whatever vmap cannot do
         return {}, textwrap.shorten(f"{type(error).__name__}: {first_line(error)}", 100, placeholder=" ...")
-
-
-def _sites(model: nn.Module, loss_fn: LossFn, batch: Any) -> dict[str, tuple[str, ...]]:
-    result = capture(model, loss_fn, batch if inputs.batch_size(batch) > 1 else inputs.take(batch, [0, 0]))
-    if not isinstance(result, Capture):
-        return {}
-    return {fact.name: fact.sites for fact in parameter_facts(model, analyse(result))}
 
 
 def _error(value: Tensor, reference: Tensor, floor: float) -> float:

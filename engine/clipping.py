@@ -83,6 +83,13 @@ class Clipper:
         plan = self._plan(batch) if self.method in ("undecided", "graph") else None
         return self._by_plan(plan, batch, weights) if plan is not None else self._by_fallback(batch, weights)
 
+    def sites(self) -> dict[str, tuple[str, ...]]:
+        """The kinds of site that make each parameter's gradient, by the latest plan; empty for a fallback."""
+        if self.method != "graph" or not self._plans:
+            return {}
+        plan = next(reversed(self._plans.values()))
+        return {c.name: tuple(plan.sites[i].kind for i in c.sites) for c in plan.contributions}
+
     def _nothing(self, device: torch.device) -> Clipped:
         zeros = {n: torch.zeros_like(p) for n, p in self.model.named_parameters() if p.requires_grad}
         return Clipped(zeros, torch.zeros(0, device=device), torch.zeros(0, device=device))

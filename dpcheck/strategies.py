@@ -1,0 +1,210 @@
+"""Hypothesis strategies of layers over their option space, with inputs; small sizes, so that axes often coincide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dpcheck import inputs
+from dpcheck.cases import Case
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+_SIZES = st.integers(1, 4)
+_FLAG = st.booleans()
+_FORMATS = {2: "torch.channels_last", 3: "torch.channels_last_3d"}
+
+
+def call(name: str, *arguments: Any, **options: Any) -> str:
+    """The source of a call; options that are ``None`` are left out."""
+    given = [str(a) for a in arguments] + [f"{k}={v}" for k, v in options.items() if v is not None]
+    return f"{name}({', '.join(given)})"
+
+
+def floats(*shape: int, dtype: str = "torch.float64") -> str:
+    """The source of a normal tensor."""
+    return f"torch.randn({', '.join(map(str, shape))}, dtype={dtype})"
+
+
+def _case(draw: Draw, layer: str, *tensors: str, dtype: str) -> Case:
+    batch = f"({', '.join(tensors)},)"
+    return Case(f"{layer}.to({dtype})", batch, draw(st.integers(0, 3)))
+
+
+@st.composite
+def batches(draw: Draw, like: Any, max_size: int = 5) -> Any:
+    """Batches of 1 to ``max_size`` samples made from those of ``like`` (any pytree of tensors, samples on axis 0).
+
+    Samples repeat and change order; floating-point ones are also scaled, down to zeros and up by 30.
+    """
+    have = inputs.batch_size(like)
+    picks = draw(st.lists(st.integers(0, have - 1), min_size=1, max_size=max_size))
+    scales = draw(st.lists(st.sampled_from([1.0, 0.0, 1e-3, -2.0, 30.0]), min_size=len(picks), max_size=len(picks)))
+
+    def scaled(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return t
+        return t * torch.tensor(scales, dtype=t.dtype, device=t.device).view(-1, *[1] * (t.dim() - 1))
+
+    return pytree.tree_map_only(Tensor, scaled, inputs.take(like, picks))
+
+
+@st.composite
+def linears(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """``nn.Linear`` on up to three axes between samples and features, and ``nn.Bilinear``."""
+    batch, lead = draw(_SIZES), draw(st.lists(_SIZES, max_size=3))
+    features, out, bias = draw(_SIZES), draw(_SIZES), draw(_FLAG)
+    if draw(_FLAG):
+        layer = call("nn.Linear", features, out, bias=bias)
+        return _case(draw, layer, floats(batch, *lead, features, dtype=dtype), dtype=dtype)
+    other = draw(_SIZES)
+    layer = call("nn.Bilinear", features, other, out, bias=bias)
+    tensors = floats(batch, *lead, features, dtype=dtype), floats(batch, *lead, other, dtype=dtype)
+    return _case(draw, layer, *tensors, dtype=dtype)
+
+
+@st.composite
+def embeddings(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """``nn.Embedding`` with zero to three axes of indices per sample, padding of either sign, dense or sparse."""
+    rows, width = draw(st.integers(1, 6)), draw(_SIZES)
+    shape = [draw(_SIZES), *draw(st.lists(_SIZES, max_size=3))]
+    padding = draw(st.none() | st.integers(-rows, rows - 1))
+    layer = call("nn.Embedding", rows, width, padding_idx=padding, sparse=draw(st.none() | st.just(True)))
+    count = 1
+    for size in shape:
+        count *= size
+    ids = draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count))
+    return _case(draw, layer, f"torch.tensor({ids}).view({', '.join(map(str, shape))})", dtype=dtype)
+
+
+@st.composite
+def convolutions(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """Convolutions over one to three axes: groups, stride, dilation, padding and its modes, channels last."""
+    axes, groups, batch = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(_SIZES)
+    channels, out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    kernel, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    span = dilation * (kernel - 1) + 1
+    size = [span + draw(st.integers(0, 3)) for _ in range(axes)]
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    same = draw(_FLAG) and axes < 3 and span % 2 == 1
+    padding = "'same'" if same and span // 2 < span else draw(st.integers(0, min(2, min(size) - 1)))
+    stride = 1 if same else draw(st.integers(1, 3))
+    layer = call(
+        f"nn.Conv{axes}d", channels, out, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        bias=draw(_FLAG), padding_mode=repr(mode),
+    )  # fmt: skip
+    return _with_format(draw, layer, axes, floats(batch, channels, *size, dtype=dtype), dtype)
+
+
+@st.composite
+def transposed_convolutions(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """Transposed convolutions over one to three axes, with output padding."""
+    axes, groups, batch = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(_SIZES)
+    channels, out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    kernel, dilation, stride = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    extra = draw(st.integers(0, max(stride, dilation) - 1))
+    size = [draw(st.integers(2, 4)) for _ in range(axes)]
+    padding = draw(st.integers(0, (min(size) - 1) * stride // 2))
+    layer = call(
+        f"nn.ConvTranspose{axes}d", channels, out, kernel, stride=stride, padding=padding, output_padding=extra,
+        groups=groups, bias=draw(_FLAG), dilation=dilation,
+    )  # fmt: skip
+    return _with_format(draw, layer, axes, floats(batch, channels, *size, dtype=dtype), dtype)
+
+
+def _with_format(draw: Draw, layer: str, axes: int, tensor: str, dtype: str) -> Case:
+    if axes in _FORMATS and draw(_FLAG):
+        layer = f"{layer}.to(memory_format={_FORMATS[axes]})"
+        tensor = f"{tensor}.to(memory_format={_FORMATS[axes]})"
+    return _case(draw, layer, tensor, dtype=dtype)
+
+
+@st.composite
+def norms(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """Layer, RMS, group and instance norm with their affine parameters."""
+    kind = draw(st.sampled_from(["LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d"]))
+    batch, lead = draw(_SIZES), draw(st.lists(_SIZES, max_size=2))
+    if kind in ("LayerNorm", "RMSNorm"):
+        shape = [draw(st.integers(2, 4)), *draw(st.lists(_SIZES, max_size=1))]
+        options = {"bias": draw(_FLAG)} if kind == "LayerNorm" else {}
+        layer = call(f"nn.{kind}", shape, **options)
+        return _case(draw, layer, floats(batch, *lead, *shape, dtype=dtype), dtype=dtype)
+    groups, length = draw(st.integers(1, 2)), draw(st.integers(2, 4))
+    channels = groups * draw(st.integers(1, 2))
+    if kind == "GroupNorm":
+        tensor = floats(batch, channels, *lead, length, dtype=dtype)
+        return _case(draw, call("nn.GroupNorm", groups, channels), tensor, dtype=dtype)
+    layer = call("nn.InstanceNorm1d", channels, affine=True)
+    return _case(draw, layer, floats(batch, channels, length, dtype=dtype), dtype=dtype)
+
+
+@st.composite
+def recurrents(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """LSTM, GRU and RNN layers, samples first: layers, both directions, projections, without biases."""
+    kind = draw(st.sampled_from(["LSTM", "GRU", "RNN"]))
+    width, hidden = draw(_SIZES), draw(st.integers(2, 4))
+    projected = draw(st.none() | st.integers(1, hidden - 1)) if kind == "LSTM" else None
+    layer = call(
+        f"nn.{kind}", width, hidden, num_layers=draw(st.integers(1, 2)), bias=draw(_FLAG), batch_first=True,
+        bidirectional=draw(_FLAG), proj_size=projected,
+        nonlinearity="'relu'" if kind == "RNN" and draw(_FLAG) else None,
+    )  # fmt: skip
+    return _case(draw, layer, floats(draw(_SIZES), draw(st.integers(1, 3)), width, dtype=dtype), dtype=dtype)
+
+
+@st.composite
+def attentions(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """``nn.MultiheadAttention`` with queries, keys and values of their own, and Transformer layers."""
+    batch, length, heads = draw(_SIZES), draw(_SIZES), draw(st.integers(1, 2))
+    # Layer norm of one feature is constant: gradients would be nothing but rounding.
+    width = heads * draw(st.integers(2, 3))
+    if draw(_FLAG):
+        layer = call(
+            "nn.TransformerEncoderLayer", width, heads, draw(_SIZES), dropout=0.0, batch_first=True,
+            norm_first=draw(_FLAG), bias=draw(_FLAG),
+        )  # fmt: skip
+        return _case(draw, layer, floats(batch, length, width, dtype=dtype), dtype=dtype)
+    kdim, vdim = draw(st.none() | _SIZES), draw(st.none() | _SIZES)
+    layer = call(
+        "nn.MultiheadAttention", width, heads, bias=draw(_FLAG), add_bias_kv=draw(_FLAG), add_zero_attn=draw(_FLAG),
+        kdim=kdim, vdim=vdim, batch_first=True,
+    )  # fmt: skip
+    keys = draw(_SIZES)
+    tensors = (length, width), (keys, kdim or width), (keys, vdim or width)
+    return _case(draw, layer, *(floats(batch, *shape, dtype=dtype) for shape in tensors), dtype=dtype)
+
+
+_PARAMETRIZATIONS = ("weight_norm", "spectral_norm", "orthogonal")
+
+
+@st.composite
+def compositions(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """Layers used in ways that hooks on modules get wrong: twice, on frames, parametrized, before an in-place op."""
+    batch, width, frames = draw(_SIZES), draw(st.integers(2, 4)), draw(_SIZES)
+    layer = call("nn.Linear", width, width, bias=draw(_FLAG))
+    kind = draw(st.sampled_from(["twice", "frames", "parametrized", "inplace", "prelu", "low-rank"]))
+    if kind == "twice":
+        layer = f"(lambda layer: nn.Sequential(layer, nn.Tanh(), layer))({layer})"
+    elif kind == "frames":
+        layer = f"nn.Sequential(nn.Flatten(0, 1), {layer}, nn.Unflatten(0, (-1, {frames})))"
+    elif kind == "parametrized":
+        layer = f"nn.utils.parametrizations.{draw(st.sampled_from(_PARAMETRIZATIONS))}({layer})"
+    elif kind == "inplace":
+        layer = f"nn.Sequential({layer}, nn.ReLU(inplace=True), {layer})"
+    elif kind == "prelu":
+        layer = f"nn.Sequential({layer}, nn.PReLU({draw(st.sampled_from([1, frames]))}))"
+    else:
+        layer = f"nn.Sequential(nn.Linear({width}, 1, bias=False), nn.Linear(1, {width}, bias=False))"
+    return _case(draw, layer, floats(batch, frames, width, dtype=dtype), dtype=dtype)
+
+
+def modules(dtype: str = "torch.float64") -> st.SearchStrategy[Case]:
+    """All of them. ``dtype`` is source, such as ``torch.float32``."""
+    each = (
+        linears, embeddings, convolutions, transposed_convolutions, norms, recurrents, attentions, compositions
+    )  # fmt: skip
+    return st.one_of(*(strategy(dtype=dtype) for strategy in each))
