@@ -171,7 +171,7 @@ def _compare(
     with sandbox(model), FixedChance():
         with swapped(model, _state(model, dtype)), precision:
             _, alone = fallback.single_gradients(model, same, batch)
-        norms = torch.stack([g.double().flatten(1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
+        norms = torch.stack([g.double().reshape(len(g), -1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
         # Half of the samples are clipped.
         bound = max(float(norms.median()), 1e-12)
         clipper = Clipper(model, loss_fn, max_grad_norm=bound)

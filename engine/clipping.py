@@ -22,6 +22,7 @@ from dpcheck.samplesets import analyse
 
 Method = Literal["auto", "graph", "vmap", "single"]
 _CACHE = 16
+_PLAIN = (bool, int, float, str, type(None), Tensor)
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,10 @@ class Clipper:
         shapes = tuple(
             (tuple(x.shape), x.dtype, str(x.device)) if isinstance(x, Tensor) else repr(x) for x in leaves
         )
-        state = tuple(m.training for m in self.model.modules())
-        return shapes, str(spec), state, tuple((id(p), p.requires_grad) for p in self.model.parameters())
+        state = tuple(_settings(m) for m in self.model.modules())
+        tensors = tuple((id(p), p.dtype, p.device, p.requires_grad) for p in self.model.parameters())
+        casting = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        return shapes, str(spec), state, tensors, casting
 
     def _make(self, batch: Any) -> Plan | None:
         result = capture(self.model, self.loss_fn, batch)
@@ -204,6 +207,12 @@ class Clipper:
             losses.append(loss)
             norms.append(norm)
         return Clipped(total, torch.cat(norms), torch.stack(losses))
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """Attributes that a graph would freeze: numbers, strings and flags by value, unregistered tensors by identity."""
+    held = vars(module).items()
+    return tuple((k, id(v) if isinstance(v, Tensor) else v) for k, v in held if isinstance(v, _PLAIN))
 
 
 def _norms(each: dict[str, Tensor]) -> Tensor:
