@@ -39,11 +39,17 @@ def weight_norm_backward(
     return grad * (g / norms) - v * (along * (g / norms**3)), along / norms
 
 
+def mv(matrix: Tensor, vector: Tensor) -> Tensor:
+    """A product with one column, which has a sampler."""
+    return torch.mm(matrix, vector.unsqueeze(1)).squeeze(1)
+
+
 def _others(t: Tensor, dim: int) -> list[int]:
     return [axis for axis in range(t.dim()) if axis != dim % t.dim()]
 
 
 TABLE: dict[Any, Callable[..., Any]] = {
+    aten.mv.default: mv,
     aten._trilinear.default: trilinear,
     aten._weight_norm_interface.default: weight_norm,
     aten._weight_norm_interface_backward.default: weight_norm_backward,
