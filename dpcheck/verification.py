@@ -21,6 +21,7 @@ from dpcheck.engine import fallback
 from dpcheck.engine.clipping import Clipper, Method, per_sample_grads
 from dpcheck.errors import DpcheckError
 from dpcheck.sandbox import sandbox, swapped, tensors_of
+from dpcheck.source import location_of
 
 # By the least precise dtype that the run computes in: the error allowed, and the part of the largest gradient of all
 # parameters below which a parameter's gradient is rounding (a key's bias in attention has none).
@@ -132,10 +133,10 @@ def verify(model: nn.Module, loss_fn: LossFn, batch: Any) -> Proof:
     except Exception as error:
         dtype = _narrowest([p.dtype for p in model.parameters()])
         notes = (f"compared in the model's own dtype: float64 fails with {type(error).__name__}: {first_line(error)}",)
-        main = _compare(model, loss_fn, few, None)
+        main = _in_own_dtype(model, loss_fn, few)
     else:
         if any(p.dtype is not torch.float64 for p in model.parameters() if p.is_floating_point()):
-            own = _compare(model, loss_fn, few, None, with_vmap=False)
+            own = _in_own_dtype(model, loss_fn, few, with_vmap=False)
     sites = main.clipper.sites()
     proofs = tuple(_proof(name, main, own, sites) for name in main.single)
     runs = [main, own] if own is not None else [main]
@@ -159,6 +160,20 @@ def _proof(name: str, main: _Comparison, own: _Comparison | None, sites: dict[st
     ok = max(single, vmap or 0.0) <= main.tolerance and (own is None or own.single[name] <= own.tolerance)
     own_error = own.single[name] if own is not None else None
     return ParameterProof(name, sites.get(name, ()), main.clipper.method, vmap, single, own_error, ok)
+
+
+def _in_own_dtype(model: nn.Module, loss_fn: LossFn, batch: Any, *, with_vmap: bool = True) -> _Comparison:
+    try:
+        return _compare(model, loss_fn, batch, None, with_vmap=with_vmap)
+    except DpcheckError:
+        raise
+    except Exception as error:
+        location = location_of(error.__traceback__)
+        raise DpcheckError(
+            f"the gradient of a sample cannot be computed: {type(error).__name__}: {first_line(error)}",
+            where=str(location) if location else None,
+            next="make loss_fn(model, batch).sum().backward() run on this batch first",
+        ) from error
 
 
 def _compare(
