@@ -158,19 +158,13 @@ class Clipper:
         return None
 
     def _by_plan(self, plan: Plan, batch: Any, weights: Tensor) -> Clipped:
-        parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
-        leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
-        dtype = torch.float64 if any(p.dtype is torch.float64 for p in parameters.values()) else torch.float32
+        losses, norms, grads, after = run_plan(plan, self.model, batch, weights, self.max_grad_norm)
+        _check_finite(losses, norms, weights)
+        buffers = dict(self.model.named_buffers())
         with torch.no_grad():
-            losses, norms, sums, after = plan.module(
-                *parameters.values(), *buffers.values(), *leaves, torch.ones_like(weights),
-                weights.to(dtype), self.max_grad_norm,
-            )  # fmt: skip
-            _check_finite(losses, norms, weights)
-            grads = dict(zip(plan.gradients, sums, strict=True))
-            for name, value in zip(plan.buffers, after, strict=True):
+            for name, value in after.items():
                 buffers[name].copy_(value)
-        return Clipped(_complete(parameters, grads), norms, losses)
+        return Clipped(_complete(dict(self.model.named_parameters()), grads), norms, losses)
 
     # -- the fallbacks
 
@@ -281,13 +275,23 @@ def per_sample_grads(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[dic
         plan = make_plan(analysis, per_sample=True)
     except NotCovered as missing:
         return {}, str(missing)
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
-    ones = torch.ones(size, device=next(iter(parameters.values())).device)
-    with torch.no_grad():
-        _, _, each, _ = plan.module(*parameters.values(), *buffers.values(), *leaves, ones, ones, 1.0)
-    grads = dict(zip(plan.gradients, each, strict=True))
-    for name, p in parameters.items():
+    ones = torch.ones(size, device=next(model.parameters()).device)
+    grads = run_plan(plan, model, batch, ones, 1.0)[2]
+    for name, p in model.named_parameters():
         if p.requires_grad and name not in grads:
             grads[name] = p.new_zeros(size, *p.shape)
     return grads, ""
+
+
+def run_plan(
+    plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad_norm: float
+) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Losses [B], norms [B], gradients and the buffers' new values by name; nothing of the model is written."""
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
+    dtype = torch.float64 if any(p.dtype is torch.float64 for p in parameters.values()) else torch.float32
+    with torch.no_grad():
+        losses, norms, grads, after = plan.module(
+            *parameters.values(), *buffers.values(), *leaves, torch.ones_like(weights), weights.to(dtype), max_grad_norm
+        )
+    return losses, norms, dict(zip(plan.gradients, grads, strict=True)), dict(zip(plan.buffers, after, strict=True))

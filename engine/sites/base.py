@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +18,25 @@ from dpcheck.samplesets.op import packet_of
 
 # One multiply-add against one byte of fresh memory, as measured on a CPU (see ENGINE.md's table).
 FLOPS_PER_BYTE = 25.0
+
+
+_FORCED: ContextVar[bool | None] = ContextVar("forced", default=None)
+
+
+@contextmanager
+def every_site(keep: bool) -> Iterator[None]:
+    """Plans made and run here keep the contributions of every site that can, or of none: both are verified."""
+    token = _FORCED.set(keep)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def chosen(cheaper: bool) -> bool:
+    """What the cost model says, unless a form is forced."""
+    forced = _FORCED.get()
+    return cheaper if forced is None else forced
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ class Site(ABC):
 
     def keeps(self) -> bool:
         """Whether the contributions are cheaper to keep than to contract a second time."""
-        return True
+        return chosen(True)
 
 
 def wide(t: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from dpcheck.engine.sites.base import Place, Site, maker, square_norms_of
+from dpcheck.engine.sites.base import Place, Site, chosen, maker, square_norms_of
 from dpcheck.engine.sites.layout import Layout, find_layout
 from dpcheck.engine.sites.pairs import KEEP_BYTES, ghost_square_norms, products_are_cheaper
 from torch import Tensor
@@ -107,7 +107,7 @@ class ConvolutionSite(Site):
     def _products(self) -> bool:
         lead, m, n, length = self._sizes
         # Unlike those of a linear layer, the columns are not shared with the forward: Grams need them as well.
-        return products_are_cheaper(self.batch, lead, m, n, length) or m * n <= 2 * length**2
+        return chosen(products_are_cheaper(self.batch, lead, m, n, length) or m * n <= 2 * length**2)
 
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
         grad, value = values
@@ -115,7 +115,7 @@ class ConvolutionSite(Site):
 
     def keeps(self) -> bool:
         products = self.geometry.spatial > 2 or self._products()
-        return products and 4 * self.batch * math.prod(self.shape) <= KEEP_BYTES
+        return chosen(products and 4 * self.batch * math.prod(self.shape) <= KEEP_BYTES)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ chosen by floating-point operations and bytes, not by the rule ``2 L^2 <= m n``,
 from __future__ import annotations
 
 import torch
-from dpcheck.engine.sites.base import FLOPS_PER_BYTE, wide
+from dpcheck.engine.sites.base import FLOPS_PER_BYTE, chosen, wide
 from torch import Tensor
 
 # Products of more bytes than this are not kept between the norm and the sum.
@@ -18,7 +18,7 @@ def products_are_cheaper(batch: int, lead: int, m: int, n: int, length: int) -> 
     """Whether to keep ``lead * m * n`` products a sample rather than to compare Grams of ``length`` positions."""
     ghost = 2.0 * lead * length**2 * (m + n)
     kept = 4.0 * lead * m * n * FLOPS_PER_BYTE
-    return length > 1 and kept < ghost and 4 * batch * lead * m * n <= KEEP_BYTES
+    return chosen(length > 1 and kept < ghost and 4 * batch * lead * m * n <= KEEP_BYTES)
 
 
 def ghost_square_norms(left: Tensor, right: Tensor) -> Tensor:
