@@ -15,11 +15,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpcheck import inputs
-from dpcheck.capture import LossFn, first_line, run_losses
+from dpcheck.capture import Capture, LossFn, capture, first_line, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.engine import fallback
-from dpcheck.engine.clipping import Clipper, Method, per_sample_grads
+from dpcheck.engine.clipping import Clipped, Clipper, Method, run_plan
+from dpcheck.engine.plan import make_plan
+from dpcheck.engine.sites.base import every_site
 from dpcheck.errors import DpcheckError
+from dpcheck.proof import ParameterProof, Proof
+from dpcheck.samplesets import analyse
 from dpcheck.sandbox import sandbox, swapped, tensors_of
 from dpcheck.source import location_of
 
@@ -30,60 +34,6 @@ _FLOOR = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 1.0, torch.bf
 SAMPLES = 6
 # Gradients of every sample, three times over, in float64.
 _BUDGET_BYTES = 2 << 30
-
-
-@dataclass(frozen=True)
-class ParameterProof:
-    """One trainable parameter. Errors are relative to the largest entry of its gradient.
-
-    Attributes:
-        name: in ``model.named_parameters()``.
-        sites: the kinds of op that sum its gradient over samples (none where the graph is not used).
-        method: how the engine computes its gradient: ``graph`` (samplers), ``vmap`` or ``single``.
-        error_vmap: largest error of its per-sample gradients against ``vmap(grad)``; ``None`` where vmap cannot run
-            the model or is itself the method.
-        error_single: the same against each sample alone.
-        error_own_dtype: against each sample alone in the model's own dtype and memory format; ``None`` where that is
-            the dtype of the other errors.
-        ok: whether all are within the tolerance of their dtype.
-    """
-
-    name: str
-    sites: tuple[str, ...]
-    method: str
-    error_vmap: float | None
-    error_single: float
-    error_own_dtype: float | None
-    ok: bool
-
-
-@dataclass(frozen=True)
-class Proof:
-    """The result of :func:`verify`.
-
-    Attributes:
-        ok: every parameter's gradients, the norms and the clipped sum agree with the references.
-        parameters: one proof each.
-        method: what was verified: ``graph`` (the samplers), ``vmap`` or ``single``.
-        reason: why it is not the graph, if it is not.
-        error_norms, error_clipped: largest relative errors of the norms [B] and of the clipped sum, in any dtype that
-            was tried, as multiples of its tolerance (at most 1 is right).
-        dtype: in which the errors against ``vmap`` and single samples were computed.
-        cases: how many samples were compared.
-        notes: what a reader must know.
-        seconds: wall time.
-    """
-
-    ok: bool
-    parameters: tuple[ParameterProof, ...]
-    method: str
-    reason: str
-    error_norms: float
-    error_clipped: float
-    dtype: torch.dtype
-    cases: int
-    notes: tuple[str, ...]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -184,38 +134,66 @@ def _compare(
     same = _repeatable(loss_fn)
     precision = _Precision()
     with sandbox(model), FixedChance():
+        clipper = Clipper(model, loss_fn, max_grad_norm=1.0)
+        # The engine writes derived buffers, so every run has a state of its own.
+        with sandbox(model), swapped(model, _state(model, dtype)):
+            released = [(clipper(batch), 1.0)]
         with swapped(model, _state(model, dtype)), precision:
             _, alone = fallback.single_gradients(model, same, batch)
         norms = torch.stack([g.double().reshape(len(g), -1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
         # Half of the samples are clipped.
         bound = max(float(norms.median()), 1e-12)
-        clipper = Clipper(model, loss_fn, max_grad_norm=bound)
-        # The engine writes derived buffers, so every run has a state of its own.
-        with sandbox(model), swapped(model, _state(model, dtype)):
-            clipped = clipper(batch)
         with swapped(model, _state(model, dtype)):
-            if clipper.method != "graph":
-                method: Method = "vmap" if clipper.method == "vmap" else "single"
-                clipped = Clipper(model, same, max_grad_norm=bound, method=method)(batch)
             together, why = _vmap(model, same, batch) if with_vmap or clipper.method == "vmap" else ({}, "")
-            engine = {"vmap": together, "single": alone}.get(clipper.method)
-            if engine is None:
-                engine, missing = per_sample_grads(model, loss_fn, batch)
-                assert not missing, missing
-    scale = max(float(g.abs().max()) for g in alone.values() if g.numel())
-    floor, tolerance = _FLOOR[precision.narrowest] * scale, TOLERANCE[precision.narrowest]
-    factors = (bound / norms.clamp_min(1e-300)).clamp(max=1.0)
-    expected = {name: torch.einsum("b,b...->...", factors, g.double()) for name, g in alone.items()}
+            if clipper.method == "graph":
+                engine, runs = _samplers(model, loss_fn, batch, bound)
+                released += [(run, bound) for run in runs]
+            else:
+                method: Method = "vmap" if clipper.method == "vmap" else "single"
+                engine = together if method == "vmap" else alone
+                released = [(Clipper(model, same, max_grad_norm=bound, method=method)(batch), bound)]
+    scale = max((float(g.abs().max()) for g in alone.values() if g.numel()), default=0.0)
+    floor = _FLOOR[precision.narrowest] * scale
     compared_with_vmap = bool(together) and clipper.method != "vmap"
     return _Comparison(
         clipper,
         {name: _error(engine[name], g, floor) for name, g in alone.items()},
         {name: _error(engine[name], g, floor) for name, g in together.items()} if compared_with_vmap else None,
-        _error(clipped.norms, norms, 0.0),
-        max(_error(clipped.grads[name], g, floor * float(factors.max())) for name, g in expected.items()),
-        tolerance,
+        max(_error(run.norms, norms, 0.0) for run, _ in released),
+        max(_error_of_sum(run, norms, alone, c, floor) for run, c in released),
+        TOLERANCE[precision.narrowest],
         _notes(clipper, why, precision.narrowest, dtype),
     )
+
+
+def _samplers(model: nn.Module, loss_fn: LossFn, batch: Any, bound: float) -> tuple[dict[str, Tensor], list[Clipped]]:
+    """Every sample's gradients, and the clipped sum in both forms that a site has at one size of batch or another."""
+    size = inputs.batch_size(batch)
+    batch = inputs.take(batch, [0, 0]) if size == 1 else batch
+    result = capture(model, loss_fn, batch)
+    assert isinstance(result, Capture), result
+    analysis = analyse(result)
+    device = next(model.parameters()).device
+    weights = torch.tensor([1.0] * size + [0.0] * (size == 1), device=device)
+    _, _, each, _ = run_plan(make_plan(analysis, per_sample=True), model, batch, torch.ones_like(weights), 1.0)
+    runs = []
+    for keep in (True, False):
+        with every_site(keep):
+            losses, norms, sums, _ = run_plan(make_plan(analysis), model, batch, weights, bound)
+        runs.append(Clipped(_with_zeros(model, sums), norms[:size], losses[:size]))
+    return _with_zeros(model, {name: g[:size] for name, g in each.items()}, size), runs
+
+
+def _with_zeros(model: nn.Module, grads: dict[str, Tensor], *lead: int) -> dict[str, Tensor]:
+    """Zeros for the parameters that no loss reaches."""
+    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return {name: grads[name] if name in grads else p.new_zeros(*lead, *p.shape) for name, p in wanted.items()}
+
+
+def _error_of_sum(run: Clipped, norms: Tensor, alone: dict[str, Tensor], bound: float, floor: float) -> float:
+    factors = (bound / norms.clamp_min(1e-300)).clamp(max=1.0)
+    expected = {name: torch.einsum("b,b...->...", factors, g.double()) for name, g in alone.items()}
+    return max(_error(run.grads[name], g, floor * float(factors.max())) for name, g in expected.items())
 
 
 def _notes(clipper: Clipper, why: str, narrowest: torch.dtype, dtype: torch.dtype | None) -> tuple[str, ...]:
@@ -288,3 +266,6 @@ def _error(value: Tensor, reference: Tensor, floor: float) -> float:
     size = max(float(reference.abs().max()), floor, 1e-300)
     difference = float((value.double() - reference.double()).abs().max())
     return difference / size if difference == difference else float("inf")
+
+
+__all__ = ["ParameterProof", "Proof", "verify"]
