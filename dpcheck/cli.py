@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
 from dpcheck import __version__
 from dpcheck.errors import DpcheckError
-from dpcheck.registry import SECTIONS, Rule
+
+if TYPE_CHECKING:
+    from dpcheck.registry import Rule
 
 CLEAN, FINDINGS, ERROR = 0, 1, 2
 
@@ -24,65 +28,111 @@ The file is run: check only files that you trust.
   dpcheck model.py:make_model                   a certain model of the file
   dpcheck model.py --fix --unsafe-fixes --train fix, verify, train privately
   dpcheck rule DP101                            what a rule finds and why; `dpcheck rule --all` lists them"""
+_EPILOG = "exit codes: 0 clean or all fixed, 1 findings, 2 usage or internal error"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise DpcheckError(message, next=f"{self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of ``dpcheck model.py``."""
-    p = argparse.ArgumentParser("dpcheck", description=_DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter)
+    form = argparse.RawTextHelpFormatter
+    p = _Parser("dpcheck", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form, allow_abbrev=False)
     p.add_argument("target", metavar="FILE[:SYMBOL]", help="defines a model, loss_fn(model, batch) and sample_batch()")
     p.add_argument("--version", action="version", version=f"dpcheck {__version__}")
     p.add_argument("--fix", action="store_true", help="fix a copy of the model; the file is not changed")
     p.add_argument("--unsafe-fixes", action="store_true", help="also fixes that change the function (BatchNorm)")
+    p.add_argument("--diff", action="store_true", help="show what --fix would change in the printed model, and stop")
     p.add_argument("--verify", action="store_true", help="compare per-sample gradients with references")
     p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
-    p.add_argument("--format", choices=["full", "json"], default="full", help="of the findings")
+    p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")
     p.add_argument("--exit-zero", action="store_true", help="exit 0 also with findings")
-    p.add_argument("--quiet", "-q", action="store_true", help="print findings and errors only")
+    p.add_argument("--quiet", "-q", action="store_true", help="print findings, results and errors only")
     p.add_argument("--traceback", action="store_true", help="print the traceback of errors")
     t = p.add_argument_group("training", "defaults come from the file's `training` dictionary")
     t.add_argument("--train", action="store_true", help="train privately on the file's train_dataset()")
-    t.add_argument("--epsilon", type=float, help="target epsilon (8)")
-    t.add_argument("--delta", type=float, help="delta (1e-5)")
-    t.add_argument("--epochs", type=float, help="expected passes over the data (20)")
-    t.add_argument("--batch-size", type=int, help="expected batch size of Poisson sampling (256)")
-    t.add_argument("--max-grad-norm", type=float, help="clipping norm (1)")
-    t.add_argument("--seed", type=int, help="repeatable, and NOT private")
+    t.add_argument("--epsilon", type=float, metavar="E", help="target epsilon (8)")
+    t.add_argument("--delta", type=float, metavar="D", help="delta (1e-5)")
+    t.add_argument("--epochs", type=float, metavar="N", help="expected passes over the data (20)")
+    t.add_argument("--batch-size", type=int, metavar="N", help="expected batch size of Poisson sampling (256)")
+    t.add_argument("--max-grad-norm", type=float, metavar="C", help="clipping norm (1)")
+    t.add_argument("--lr", type=float, metavar="LR", help="learning rate of every group of make_optimizer()")
+    t.add_argument("--seed", type=int, metavar="N", help="repeatable, and NOT private")
     t.add_argument("--no-baseline", action="store_true", help="do not also train without privacy to show its cost")
+    t.add_argument("--save", metavar="PATH", help="write the trained weights (a state_dict)")
     return p
+
+
+_ONLY_TRAINING = ("epsilon", "delta", "epochs", "batch_size", "max_grad_norm", "lr", "seed", "no_baseline", "save")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, once options without effect are refused.
+
+    Raises:
+        DpcheckError: for what cannot be parsed, and for options that exclude or need each other.
+    """
+    options = parser().parse_args(arguments)
+    for name in _ONLY_TRAINING:
+        if not options.train and getattr(options, name) not in (None, False):
+            raise DpcheckError(f"--{name.replace('_', '-')} has no effect without --train", next="add --train")
+    if options.unsafe_fixes and not (options.fix or options.diff):
+        raise DpcheckError("--unsafe-fixes has no effect without --fix or --diff", next="add --fix")
+    if options.diff and (options.fix or options.train or options.verify or options.format == "json"):
+        raise DpcheckError(
+            "--diff only shows what would change; it excludes --fix, --train, --verify and --format json",
+            next="leave --diff out, or leave the others out",
+        )
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 clean or all fixed, 1 findings, 2 usage or internal error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    errors = Console(stderr=True, highlight=False)
     try:
         if arguments[:1] == ["rule"]:
             return _rule(arguments[1:])
-        options = parser().parse_args(arguments)
+        options = parse(arguments)
         from dpcheck.commands import run
 
         return run(options)
     except DpcheckError as error:
-        if "--traceback" in arguments:
-            errors.print(traceback.format_exc(), markup=False)
-        errors.print("error:", style="bold red", end=" ")
-        errors.print("\n".join(error.lines()), markup=False, soft_wrap=True)
-        return ERROR
+        _complain(error, arguments)
     except BrokenPipeError:
-        return ERROR
+        # The reader has gone; without this the interpreter complains again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        errors.print("interrupted")
-        return ERROR
+        print("interrupted", file=sys.stderr)
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        internal = DpcheckError(
+            f"internal error: {type(error).__name__}: {error}",
+            where=f"{frame.filename}:{frame.lineno}",
+            next="run it again with --traceback and report what it prints",
+        )
+        _complain(internal, arguments)
+    return ERROR
+
+
+def _complain(error: DpcheckError, arguments: list[str]) -> None:
+    console = Console(stderr=True, highlight=False, emoji=False)
+    if "--traceback" in arguments:
+        console.print(traceback.format_exc(), markup=False, soft_wrap=True)
+    console.print("[bold red]error:[/]", end=" ")
+    console.print("\n".join(error.lines()), markup=False, soft_wrap=True)
 
 
 def _rule(arguments: list[str]) -> int:
     from dpcheck.rules import RULES, by_code
 
-    p = argparse.ArgumentParser("dpcheck rule", description="What a rule finds, why, and what to use instead.")
+    p = _Parser("dpcheck rule", description="What a rule finds, why, and what to use instead.")
     p.add_argument("code", nargs="?", help="such as DP101 or batch-norm")
     p.add_argument("--all", action="store_true", help="list all rules")
+    p.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     options = p.parse_args(arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if options.all:
         for rule in sorted(RULES, key=lambda r: r.code):
             summary = (type(rule).__doc__ or "").strip().splitlines()[0]
@@ -96,7 +146,7 @@ def _rule(arguments: list[str]) -> int:
 
 def _explain(console: Console, rule: Rule) -> None:
     console.print(f"[bold]{rule.code} {rule.name}[/]\n")
-    for title in SECTIONS:
+    for title, text in type(rule).sections().items():
         console.print(f"[bold]{title}[/]")
-        console.print(textwrap.indent(type(rule).sections()[title], "  "), markup=False, soft_wrap=True)
+        console.print(textwrap.indent(text, "  "), markup=False, soft_wrap=True)
         console.print()

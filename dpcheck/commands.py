@@ -3,99 +3,120 @@
 from __future__ import annotations
 
 import argparse
-import math
+import contextlib
+import sys
 from typing import Any
 
-from rich.console import Console
+import torch
+from rich.markup import escape
 from torch import nn
 
 from dpcheck.api import check
-from dpcheck.cli import CLEAN, ERROR, FINDINGS
+from dpcheck.cli import CLEAN, FINDINGS
+from dpcheck.config import Settings, settings_of
 from dpcheck.diagnostic import Report
 from dpcheck.errors import DpcheckError
 from dpcheck.fixer import fix
-from dpcheck.private_run import Outcome, settings_of, train
-from dpcheck.report import full, json
-from dpcheck.report.tables import show_changes, show_proof
+from dpcheck.private_run import train
+from dpcheck.report import full, json, tables, terminal
 from dpcheck.target import Target, load
 from dpcheck.verification import verify
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command with parsed options; returns the exit code."""
-    target = load(options.target)
-    quiet = options.quiet or options.format == "json"
-    console = Console(quiet=quiet, highlight=False, stderr=options.format == "json")
-    settings = settings_of(target, options) if options.train else None
-    model, report = target.model, _check(target, options)
-    if options.fix and not report.ok:
-        model, report = _fix(target, options, console)
-    if options.verify or options.train:
-        _refuse_unless_trainable(report, options)
-        _verify(model, target, console)
-    if settings is not None:
-        _show(train(target, model, settings, console), console)
-    return CLEAN if report.ok or options.exit_zero else FINDINGS
+    if options.seed is not None:
+        torch.manual_seed(options.seed)
+    if options.format == "full":
+        return _Run(options).all()
+    # Standard output is for the document alone, whatever the file prints.
+    with contextlib.redirect_stdout(sys.stderr):
+        command = _Run(options)
+        code = command.all()
+    print(json.render(command.document))
+    return code
 
 
-def _check(target: Target, options: argparse.Namespace) -> Report:
-    report = check(target.model, target.loss_fn, target.batch)
-    out = Console(highlight=False)
-    if options.format == "json":
-        print(json.render(report))
-    elif not options.quiet:
-        full.show(out, report)
-    else:
-        for diagnostic in report.diagnostics:
-            full.show_diagnostic(out, diagnostic)
-    if options.show == "parameters" and options.format == "full":
-        full.show_parameters(out, report)
-    return report
+class _Run:
+    """One run. ``out`` shows findings and results, ``progress`` what is quiet on request."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.out = terminal(quiet=options.format == "json")
+        self.progress = terminal(quiet=options.quiet or options.format == "json")
+        self.document: dict[str, Any] = {}
 
-def _fix(target: Target, options: argparse.Namespace, console: Console) -> tuple[nn.Module, Report]:
-    console.rule("fix", style="dim")
-    result = fix(target.model, target.loss_fn, target.batch, unsafe=options.unsafe_fixes)
-    show_changes(console, result)
-    console.print("after the fixes:")
-    full.show(console, result.report)
-    return result.model, result.report
+    def all(self) -> int:
+        options, target = self.options, load(self.options.target)
+        settings = settings_of(target, options) if options.train else None
+        model, report = target.model, self._check(target)
+        if options.fix and not report.ok:
+            model, report = self._fix(target)
+        elif options.diff:
+            self._diff(target)
+        self.document |= {"target": str(target.path), "symbol": target.symbol, "ok": report.ok}
+        if options.verify or settings is not None:
+            if not _trainable(report):
+                self._refuse(report)
+                return FINDINGS
+            self._verify(model, target)
+        if settings is not None:
+            self._train(target, model, settings)
+        return CLEAN if report.ok or options.exit_zero else FINDINGS
 
+    def _check(self, target: Target) -> Report:
+        report = check(target.model, target.loss_fn, target.batch)
+        self.document["check"] = report
+        full.show(self.out, report, f"{target.path}:{target.symbol}", brief=self.options.quiet)
+        if self.options.show == "parameters":
+            tables.show_parameters(self.out, report)
+        return report
 
-def _refuse_unless_trainable(report: Report, options: argparse.Namespace) -> None:
-    findings = [d for d in report.diagnostics if not d.code.startswith("DP9")]
-    if findings or report.method == "none":
-        option = "" if options.fix else ", or try --fix" if options.unsafe_fixes else ", or try --fix --unsafe-fixes"
-        raise DpcheckError(
-            f"this model cannot be trained privately as it is: {len(findings)} finding{'s' * (len(findings) != 1)}",
-            next=f"mend what is listed above{option}",
+    def _fix(self, target: Target) -> tuple[nn.Module, Report]:
+        self.progress.rule("fix", style="dim")
+        result = fix(target.model, target.loss_fn, target.batch, unsafe=self.options.unsafe_fixes)
+        self.document["fix"] = {
+            "changes": result.changes,
+            "loss_change": result.loss_change,
+            "check": result.report,
+        }
+        tables.show_changes(self.progress, result)
+        full.show(self.out, result.report, "after the fixes", brief=self.options.quiet)
+        return result.model, result.report
+
+    def _diff(self, target: Target) -> None:
+        result = fix(target.model, target.loss_fn, target.batch, unsafe=self.options.unsafe_fixes)
+        tables.show_changes(self.out, result, done="would fix")
+        full.show_diff(self.out, str(target.model), str(result.model))
+
+    def _refuse(self, report: Report) -> None:
+        where = "above" if self.options.format == "full" else "in the document"
+        mend = "" if self.options.unsafe_fixes else ", or try --fix --unsafe-fixes"
+        terminal(stderr=True).print(
+            f"[bold red]not trained[/]: this model cannot be trained privately as it is ({report.verdict})\n"
+            f"  next: mend the findings {where}{mend}"
         )
 
+    def _verify(self, model: nn.Module, target: Target) -> None:
+        self.progress.rule("verify", style="dim")
+        proof = verify(model, target.loss_fn, target.batch)
+        self.document["verify"] = proof
+        tables.show_proof(self.progress, proof)
+        if not proof.ok:
+            raise DpcheckError(
+                "per-sample gradients differ from the references: this is a bug in dpcheck or in a custom backward",
+                next="do not train this model; report it with the table that --verify prints",
+            )
 
-def _verify(model: nn.Module, target: Target, console: Console) -> None:
-    console.rule("verify", style="dim")
-    proof = verify(model, target.loss_fn, target.batch)
-    show_proof(console, proof)
-    if not proof.ok:
-        raise DpcheckError(
-            "per-sample gradients differ from the references: this is a bug in dpcheck or in a custom backward",
-            next="do not train this model; report it with the table above",
-        )
-
-
-def _show(outcome: Outcome, console: Console) -> None:
-    console.rule("result", style="dim")
-    console.print(outcome.statement, soft_wrap=True)
-    rows: list[tuple[str, dict[str, Any]]] = [("private", outcome.private)]
-    if outcome.baseline is not None:
-        rows.append(("without privacy, same code", outcome.baseline))
-    for name, metrics in rows:
-        shown = ", ".join(f"{key} {_number(value)}" for key, value in metrics.items())
-        console.print(f"[bold]{name}[/]: {shown or 'no evaluate(model) in the file'}")
+    def _train(self, target: Target, model: nn.Module, settings: Settings) -> None:
+        self.progress.rule("train", style="dim")
+        outcome = train(target, model, settings, self.progress)
+        self.document["train"] = outcome
+        self.progress.rule("result", style="dim")
+        self.out.print(escape(outcome.statement))
+        tables.show_outcome(self.out, outcome)
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
-
-
-__all__ = ["CLEAN", "ERROR", "FINDINGS", "run"]
+def _trainable(report: Report) -> bool:
+    """Whether the engine takes it: what is merely unproven (DP9xx) is trained one sample at a time."""
+    return report.method != "none" and all(d.code.startswith("DP9") for d in report.diagnostics)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,10 @@ from dpcheck.errors import DpcheckError
 from dpcheck.source import location_of
 
 NAMES = ("model", "create_model", "make_model", "build_model", "net")
+_HOW_MODEL = """add this to the file, or name the model: dpcheck {path}:SYMBOL
+
+    def make_model():
+        return MyModel()"""
 _HOW_LOSS = """add this to the file:
 
     def loss_fn(model, batch):
@@ -90,26 +95,46 @@ def _import(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.resolve().parent))
+    # As for `python model.py`, the file's folder stays on the path: functions may import later. No bytecode is
+    # written beside the user's file.
+    sys.modules[name], sys.dont_write_bytecode = module, True
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise DpcheckError(f"{path} is not valid Python: {error.msg}", where=f"{path}:{error.lineno}") from error
-    except (Exception, SystemExit) as error:
-        raise _raised(f"{path} raised while it was imported", error, path) from error
-    finally:
-        sys.path.pop(0)
+        with blaming(f"{path} raised while it was imported", path):
+            spec.loader.exec_module(module)
+    except DpcheckError:
+        del sys.modules[name]
+        raise
     return module
 
 
-def _raised(what: str, error: BaseException, path: Path) -> DpcheckError:
-    location = location_of(error.__traceback__)
-    return DpcheckError(
-        f"{what}: {type(error).__name__}: {error}",
-        where=str(location) if location else str(path),
-        next=f"make `python {path}` run first; --traceback shows the whole traceback",
-    )
+@contextmanager
+def blaming(what: str, path: Path) -> Iterator[None]:
+    """Turns what the user's code raises inside into an error that says ``what`` and names the user's line.
+
+    Raises:
+        DpcheckError: for every exception, :class:`SystemExit` too.
+    """
+    try:
+        yield
+    except DpcheckError:
+        raise
+    except SyntaxError as error:
+        where = f"{error.filename}:{error.lineno}" if error.filename else str(path)
+        raise DpcheckError(
+            f"{error.filename or path} is not valid Python: {error.msg}",
+            where=where,
+            next=f"python -m py_compile {error.filename or path}",
+        ) from error
+    except (Exception, SystemExit) as error:
+        location = location_of(error.__traceback__)
+        raise DpcheckError(
+            f"{what}: {type(error).__name__}: {error}".rstrip(": "),
+            where=str(location) if location else str(path),
+            next="mend that line; --traceback shows the whole traceback",
+        ) from error
 
 
 def _find(module: ModuleType, path: Path, symbol: str | None) -> tuple[str, Any]:
@@ -131,7 +156,7 @@ def _find(module: ModuleType, path: Path, symbol: str | None) -> tuple[str, Any]
         raise DpcheckError(
             f"{path} defines no model",
             where=str(path),
-            next="define `model = ...` (an nn.Module) or `def make_model():` in it, or name it: model.py:symbol",
+            next=_HOW_MODEL.format(path=path),
         )
     if len(chosen) > 1:
         names = ", ".join(name for name, _ in chosen)
@@ -144,13 +169,13 @@ def _find(module: ModuleType, path: Path, symbol: str | None) -> tuple[str, Any]
 
 
 def _candidates(module: ModuleType) -> list[tuple[str, Any]]:
-    """Instances of nn.Module, and classes defined in the file itself."""
-    found = []
+    """Instances of nn.Module, and classes defined in the file itself; each once, under its first name."""
+    found: dict[int, tuple[str, Any]] = {}
     for name, value in vars(module).items():
         own = inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.__name__
         if own or isinstance(value, nn.Module):
-            found.append((name, value))
-    return found
+            found.setdefault(id(value), (name, value))
+    return list(found.values())
 
 
 def _build(name: str, found: Any, path: Path) -> nn.Module:
@@ -171,23 +196,21 @@ def _build(name: str, found: Any, path: Path) -> nn.Module:
             where=f"{path}:{name}",
             next=f"define `def make_model(): return {name}(...)` in {path.name}",
         )
-    try:
+    with blaming(f"{name}() raised", path):
         model = found()
-    except Exception as error:
-        raise _raised(f"{name}() raised", error, path) from error
     if not isinstance(model, nn.Module):
         raise DpcheckError(
-            f"{name}() returned a {type(model).__name__}, not an nn.Module", where=f"{path}:{name}",
+            f"{name}() returned a {type(model).__name__}, not an nn.Module",
+            where=f"{path}:{name}",
             next="return the model from it",
-        )  # fmt: skip
+        )
     return model
 
 
 def _batch(module: ModuleType, path: Path) -> Any:
-    make = getattr(module, "sample_batch", None)
-    if not callable(make):
+    made = getattr(module, "sample_batch", None)
+    made = getattr(module, "batch", None) if made is None else made
+    if made is None:
         raise DpcheckError("the file defines no sample_batch()", where=str(path), next=_HOW_BATCH)
-    try:
-        return make()
-    except Exception as error:
-        raise _raised("sample_batch() raised", error, path) from error
+    with blaming("sample_batch() raised", path):
+        return made() if callable(made) else made

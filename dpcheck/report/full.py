@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import linecache
 import os
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from dpcheck.diagnostic import Diagnostic, Location, Report
 
@@ -15,47 +16,52 @@ _COLOURS = {"independent": "green", "mixing": "red", "unproven": "yellow"}
 _MEANING = {
     "independent": "proven: the loss and gradient of every sample depend on that sample alone",
     "mixing": "samples depend on each other: DP-SGD's guarantee would be false",
-    "unproven": "nothing was found and nothing was proven: not a guarantee",
+    "unproven": "nothing was refuted and nothing was proven: not a guarantee",
 }
+_METHOD = {
+    "graph": "gradients by the graph's samplers",
+    "vmap": "gradients by vmap(grad) of the model",
+    "single": "gradients one sample at a time",
+    "none": "the engine refuses this model",
+}
+_TAB = 4
 
 
-def show(console: Console, report: Report) -> None:
-    """Print findings, notes and the verdict."""
+def show(console: Console, report: Report, subject: str, *, brief: bool = False) -> None:
+    """Print findings, notes and the verdict on ``subject``; only the findings if ``brief``."""
     for diagnostic in report.diagnostics:
         show_diagnostic(console, diagnostic)
+    if brief:
+        return
     for note in report.notes:
         console.print(f"[dim]note: {escape(note)}[/]")
     count = len(report.diagnostics)
     found = "no findings" if count == 0 else f"{count} finding{'s' * (count != 1)}"
     colour = _COLOURS[report.verdict]
-    console.print(f"[bold {colour}]{report.verdict}[/]: {_MEANING[report.verdict]}")
-    console.print(f"{found}; gradients by {_method(report)}; {report.seconds:.1f} s")
+    console.print(f"{escape(subject)}: [bold {colour}]{report.verdict}[/]: {_MEANING[report.verdict]}")
+    console.print(f"{found}{_fixable(report)}; {_METHOD[report.method]}; {report.seconds:.1f} s")
 
 
-def _method(report: Report) -> str:
-    names = {
-        "graph": "the graph's samplers",
-        "vmap": "vmap(grad) of the model",
-        "single": "one sample at a time",
-        "none": "nothing: the engine refuses this model",
-    }
-    return names[report.method]
+def _fixable(report: Report) -> str:
+    safe = sum(d.fix == "safe" for d in report.diagnostics)
+    unsafe = sum(d.fix == "unsafe" for d in report.diagnostics)
+    parts = [f"{safe} fixable with --fix"] * bool(safe) + [f"{unsafe} with --fix --unsafe-fixes"] * bool(unsafe)
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def show_diagnostic(console: Console, d: Diagnostic) -> None:
-    """Print one finding with its source line and a marker under the expression."""
-    console.print(f"[bold red]{d.code}[/] [bold]{d.name}[/]: {escape(d.message)}", highlight=False)
+    """Print one finding with its source line and carets under the expression."""
+    console.print(f"[bold red]{d.code}[/] [bold]{d.name}[/]: {escape(d.message)}")
     if d.location is not None:
         _source(console, d.location)
     elif d.module:
-        console.print(f"  [blue]-->[/] module {escape(repr(d.module))}", highlight=False)
+        console.print(f"  [blue]-->[/] module {escape(repr(d.module))}")
     for place in d.related:
-        console.print(f"  [blue]in[/]  {escape(_where(place))}", highlight=False)
+        console.print(f"  [blue]in[/]  {escape(_where(place))}")
     if d.help:
-        console.print(f"  [cyan]help[/]: {escape(d.help)}", highlight=False)
+        console.print(f"  [cyan]help[/]: {escape(d.help)}")
     if d.fix in ("safe", "unsafe"):
-        option = "--fix" if d.fix == "safe" else "--fix --unsafe-fixes"
-        console.print(f"  [cyan]fix[/]: {option}", highlight=False)
+        console.print(f"  [cyan]fix[/]: {'--fix' if d.fix == 'safe' else '--fix --unsafe-fixes'}")
     console.print()
 
 
@@ -66,28 +72,28 @@ def _where(at: Location) -> str:
 
 
 def _source(console: Console, at: Location) -> None:
-    console.print(f"  [blue]-->[/] {escape(_where(at))}", highlight=False)
+    console.print(f"  [blue]-->[/] {escape(_where(at))}")
     line = linecache.getline(at.file, at.line).rstrip("\n")
     if not line:
         return
     gutter = f"{at.line:>5}"
-    console.print(f"[blue]{gutter} |[/] {escape(line)}", highlight=False)
+    console.print(f"[blue]{gutter} |[/] {escape(line.expandtabs(_TAB))}", soft_wrap=True)
     if at.column is None:
         return
-    # Columns count UTF-8 bytes.
-    raw = line.encode()
-    start = len(raw[: at.column].decode(errors="ignore"))
-    end = len(raw[: at.end_column].decode(errors="ignore")) if at.end_line == at.line and at.end_column else len(line)
-    console.print(f"[blue]{' ' * len(gutter)} |[/] {' ' * start}[red]{'^' * max(end - start, 1)}[/]", highlight=False)
+    one_line = at.end_line in (None, at.line) and at.end_column is not None
+    start = _cells(line, at.column)
+    width = (_cells(line, at.end_column) if one_line else _cells(line.rstrip(), None)) - start
+    console.print(f"[blue]{' ' * len(gutter)} |[/] {' ' * start}[red]{'^' * max(width, 1)}[/]", soft_wrap=True)
 
 
-def show_parameters(console: Console, report: Report) -> None:
-    """Print a table of parameters, and one of buffers that are written."""
-    table = Table("parameter", "shape", "gradient", "summed over samples by", "also")
-    for p in report.parameters:
-        sites = ", ".join(sorted({site.removeprefix("aten.") for site in p.sites}))
-        table.add_row(p.name, "x".join(map(str, p.shape)) or "scalar", p.status, sites, ", ".join(p.tied))
-    console.print(table)
-    written = [b for b in report.buffers if b.kind not in ("constant", "unknown")]
-    for b in written:
-        console.print(f"buffer {b.name}: written, from {'data' if b.kind == 'data' else 'weights or constants'}")
+def _cells(line: str, column: int | None) -> int:
+    """Terminal cells before ``column``, which counts UTF-8 bytes as :mod:`ast` does."""
+    return cell_len(line.encode()[:column].decode(errors="ignore").expandtabs(_TAB))
+
+
+def show_diff(console: Console, before: str, after: str) -> None:
+    """Print a unified diff of two printed models."""
+    colours = {"-": "red", "+": "green", "@": "cyan"}
+    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), "model", "fixed model", lineterm=""):
+        colour = colours.get(line[0])
+        console.print(f"[{colour}]{escape(line)}[/]" if colour else escape(line), soft_wrap=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from dpcheck import __version__
 from dpcheck.diagnostic import Report
@@ -11,8 +14,30 @@ from dpcheck.diagnostic import Report
 SCHEMA = 1
 
 
-def render(report: Report) -> str:
-    """The report as JSON: ``schema`` (an integer that grows with every incompatible change), ``version``, ``ok`` and
-    the fields of :class:`dpcheck.Report`."""
-    body = {"schema": SCHEMA, "version": __version__, "ok": report.ok, **asdict(report)}
-    return json.dumps(body, indent=2)
+def render(document: Mapping[str, Any]) -> str:
+    """What a run found, as JSON.
+
+    ``schema`` is an integer that grows with every incompatible change, ``version`` is dpcheck's, ``target`` and
+    ``symbol`` say what was checked, ``ok`` is the verdict after fixes. ``check`` has the fields of
+    :class:`dpcheck.Report`; ``fix``, ``verify`` and ``train`` are there when they were asked for and reached.
+    Numbers that are not finite are the strings ``inf``, ``-inf`` and ``nan``.
+    """
+    return json.dumps({"schema": SCHEMA, "version": __version__, **_plain(document)}, indent=2)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Report):
+        return {"ok": value.ok, **_fields(value)}
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}

@@ -1,36 +1,72 @@
-"""Tables of changes and of proofs."""
+"""Tables of parameters, changes, proofs and results."""
 
 from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dpcheck.fixer import FixResult
-from dpcheck.verification import Proof
+from dpcheck.diagnostic import Report
+
+if TYPE_CHECKING:
+    from dpcheck.fixer import FixResult
+    from dpcheck.private_run import Outcome
+    from dpcheck.verification import Proof
 
 
-def show_changes(console: Console, result: FixResult) -> None:
+def show_parameters(console: Console, report: Report) -> None:
+    """Print a table of parameters, and the buffers that are written."""
+    table = Table("parameter", "shape", "gradient", "summed over samples by", "also called")
+    for p in report.parameters:
+        sites = ", ".join(sorted({_op(site) for site in p.sites}))
+        table.add_row(escape(p.name), "x".join(map(str, p.shape)) or "scalar", p.status, sites, ", ".join(p.tied))
+    console.print(table)
+    for b in report.buffers:
+        if b.kind in ("derived", "data"):
+            console.print(f"buffer {b.name}: written, from {'data' if b.kind == 'data' else 'weights or constants'}")
+
+
+def show_changes(console: Console, result: FixResult, done: str = "fixed") -> None:
     """Print what the fixer changed, and what it did not and why."""
     for change in result.changes:
-        mark = "[green]fixed[/]" if change.applied else "[yellow]not fixed[/]"
+        mark = f"[green]{done}[/]" if change.applied else "[yellow]not fixed[/]"
         path = escape(repr(change.module or "(model)"))
-        console.print(f"{mark} {change.code} {path}: {escape(change.what)} ({change.applicability})", highlight=False)
+        console.print(f"{mark} {change.code} {path}: {escape(change.what)} ({change.applicability})")
         if change.reason:
-            console.print(f"      {escape(change.reason)}", highlight=False)
+            console.print(f"      {escape(change.reason)}")
     if any(change.applied for change in result.changes):
-        console.print(
-            f"the losses of the sample batch changed by at most {result.loss_change:.2g}, relative", highlight=False
-        )
+        console.print(f"the losses of the sample batch change by at most {result.loss_change:.2g}, relative")
 
 
 def show_proof(console: Console, proof: Proof) -> None:
-    """Print the largest error of each parameter's per-sample gradients."""
+    """Print the largest relative error of each parameter's per-sample gradients."""
     table = Table("parameter", "site", "error vs vmap(grad)", "vs each sample alone", "")
     for p in proof.parameters:
         vmap = "-" if p.error_vmap is None else f"{p.error_vmap:.1e}"
-        sites = ", ".join(sorted({site.removeprefix("aten.").partition(".")[0] for site in p.sites}))
-        table.add_row(p.name, sites, vmap, f"{p.error_single:.1e}", "[green]ok[/]" if p.ok else "[red]wrong[/]")
+        sites = ", ".join(sorted({_op(site) for site in p.sites}))
+        table.add_row(escape(p.name), sites, vmap, f"{p.error_single:.1e}", "[green]ok[/]" if p.ok else "[red]wrong[/]")
     console.print(table)
     for note in proof.notes:
         console.print(f"[dim]note: {escape(note)}[/]")
+
+
+def show_outcome(console: Console, outcome: Outcome) -> None:
+    """Print what the evaluation says of the private model and of the one trained without privacy."""
+    rows = [("private", outcome.private)]
+    if outcome.baseline is not None:
+        rows.append(("without privacy, same code", outcome.baseline))
+    for name, metrics in rows:
+        shown = ", ".join(f"{key} {_number(value)}" for key, value in metrics.items())
+        nothing = "nothing to say: the file defines neither evaluate(model) nor test_dataset()"
+        console.print(f"[bold]{name}[/]: {escape(shown or nothing)}")
+
+
+def _op(site: str) -> str:
+    return site.removeprefix("aten.").partition(".")[0]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
