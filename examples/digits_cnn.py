@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-training = {"epsilon": 8.0, "delta": 1e-5, "epochs": 21, "batch_size": 512, "max_grad_norm": 2.0}
+training = {"epsilon": 8.0, "delta": 1e-5, "epochs": 40, "batch_size": 1024, "max_grad_norm": 1.0}
 
 
 class DigitsCNN(nn.Module):
@@ -24,9 +24,8 @@ class DigitsCNN(nn.Module):
             nn.Conv2d(16, 32, 3, stride=2, padding=1),
             nn.BatchNorm2d(32),
             nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(2),
         )
-        self.classifier = nn.Linear(128, 10)
+        self.classifier = nn.Linear(512, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images).flatten(1))
@@ -42,7 +41,7 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def make_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
+    return torch.optim.SGD(parameters, lr=1.0, momentum=0.9)
 
 
 def split() -> tuple[TensorDataset, TensorDataset]:
