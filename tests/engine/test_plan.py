@@ -1,0 +1,81 @@
+"""The plan: one backward, no unclipped contraction, and both forms of every site give the same."""
+
+import pytest
+import torch
+from dpcheck.engine.clipping import run_plan
+from dpcheck.engine.contributions import NotCovered
+from dpcheck.engine.plan import clip_factors, make_plan
+from dpcheck.engine.sites.base import every_site
+from hypothesis import given
+from test_sites import examples
+from torch import nn
+
+from dpcheck import testing
+from dpcheck.capture import Capture, capture
+from dpcheck.samplesets import analyse
+from dpcheck.testing import output_losses
+
+
+def analysis_of(model, batch):
+    result = capture(model, output_losses, batch)
+    assert isinstance(result, Capture)
+    return analyse(result)
+
+
+def ops(plan):
+    return [str(node.target) for node in plan.module.graph.nodes if node.op == "call_function"]
+
+
+def test_unclipped_weight_gradients_are_not_computed():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+    analysis = analysis_of(model, (torch.randn(4, 6),))
+    with every_site(keep=False):
+        plan = make_plan(analysis)
+    # Two products forward, one back to the hidden layer; the gradient of the input is not needed.
+    assert sum("addmm" in op or "aten.mm" in op for op in ops(plan)) == 3
+
+
+def test_the_gradient_of_a_convolutions_weight_is_masked_out():
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 4, 2))
+    plan = make_plan(analysis_of(model, (torch.randn(4, 2, 5, 5),)))
+    masks = [n.args[10] for n in plan.module.graph.nodes if "convolution_backward" in str(n.target)]
+    assert masks == [[True, False, False]]
+
+
+@examples(25)
+@given(case=testing.modules())
+def test_kept_and_contracted_again_are_the_same(case):
+    model, batch = case.build()
+    if len(batch[0]) == 1 or any(kind in case.model for kind in ("sparse", "orthogonal")):
+        return
+    analysis = analysis_of(model, batch)
+    weights = torch.linspace(0, 1, len(batch[0]), dtype=torch.float64)
+    results = []
+    for keep in (True, False):
+        with every_site(keep):
+            plan = make_plan(analysis)
+            results.append(run_plan(plan, model, batch, weights, 0.5))
+    torch.testing.assert_close(*(r[1] for r in results), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*(r[2] for r in results), rtol=1e-9, atol=1e-9)
+
+
+def test_a_plan_says_what_it_is_made_of():
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+    model[1].weight = model[0].weight
+    plan = make_plan(analysis_of(model, (torch.tensor([[0, 1], [2, 2], [4, 0]]),)))
+    assert plan.gradients == ("0.weight",)
+    assert [site.kind for site in plan.sites][plan.contributions[0].sites[0]] == "joint"
+
+
+def test_an_op_without_a_sampler_is_named():
+    analysis = analysis_of(nn.Embedding(5, 3, sparse=True), (torch.tensor([[0, 1], [2, 2], [4, 0]]),))
+    with pytest.raises(NotCovered, match=r"no sampler covers aten\._sparse_coo_tensor.* for the gradient of weight"):
+        make_plan(analysis)
+
+
+def test_clip_factors():
+    norms = torch.tensor([0.0, 0.5, 2.0, 8.0], dtype=torch.float64)
+    weights = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    factors = clip_factors(norms, 1.0, weights)
+    torch.testing.assert_close(factors, torch.tensor([1.0, 1.0, 0.5, 0.0], dtype=torch.float64), rtol=1e-12, atol=0)
+    assert (factors * norms <= 1.0).all()
