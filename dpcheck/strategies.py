@@ -58,7 +58,7 @@ def linears(draw: Draw, dtype: str = "torch.float64") -> Case:
     """``nn.Linear`` on up to three axes between samples and features, and ``nn.Bilinear``."""
     batch, lead = draw(_SIZES), draw(st.lists(_SIZES, max_size=3))
     features, out, bias = draw(_SIZES), draw(_SIZES), draw(_FLAG)
-    if draw(_FLAG):
+    if not draw(_FLAG):
         layer = call("nn.Linear", features, out, bias=bias)
         return _case(draw, layer, floats(batch, *lead, features, dtype=dtype), dtype=dtype)
     other = draw(_SIZES)

@@ -24,8 +24,8 @@ from dpcheck.cases import Applied, Case, output_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.engine.clipping import Clipper
 from dpcheck.errors import DpcheckError
-from dpcheck.sandbox import sandbox
-from dpcheck.verification import Proof, verify
+from dpcheck.sandbox import sandbox, swapped
+from dpcheck.verification import Proof, copies, verify
 
 try:
     from dpcheck.strategies import (
@@ -125,14 +125,15 @@ def assert_sensitivity_bounded(model: nn.Module, loss_fn: LossFn, batch: Any, ma
     """
     size = inputs.batch_size(batch)
     bound = max_grad_norm * (1 + max(_ROUNDING[p.dtype] for p in model.parameters() if p.is_floating_point()))
-    with FixedChance():
-        _sum(model, loss_fn, batch, max_grad_norm)
+    with sandbox(model), swapped(model, copies(model)), FixedChance():
+        clipper = Clipper(model, loss_fn, max_grad_norm=max_grad_norm)
+        start = {name: b.clone() for name, b in model.named_buffers()}
+        _sum(clipper, start, batch)
         for i in range(size):
-            rest = inputs.take(batch, [k for k in range(size) if k != i])
-            base = _sum(model, loss_fn, rest, max_grad_norm)
+            base = _sum(clipper, start, inputs.take(batch, [k for k in range(size) if k != i]))
             for what, variant in _variants(batch, i):
                 try:
-                    moved = _sum(model, loss_fn, variant, max_grad_norm)
+                    moved = _sum(clipper, start, variant)
                 except DpcheckError:
                     continue
                 distance = sum(float((moved[n] - base[n]).double().square().sum()) for n in base) ** 0.5
@@ -165,9 +166,12 @@ def _scaled(batch: Any, i: int, factor: float) -> Any:
     return pytree.tree_map_only(Tensor, one, batch)
 
 
-def _sum(model: nn.Module, loss_fn: LossFn, batch: Any, bound: float) -> dict[str, Tensor]:
-    with sandbox(model):
-        return Clipper(model, loss_fn, max_grad_norm=bound)(batch).grads
+def _sum(clipper: Clipper, buffers: dict[str, Tensor], batch: Any) -> dict[str, Tensor]:
+    """The clipped sum, from the same state every time."""
+    for name, b in clipper.model.named_buffers():
+        b.copy_(buffers[name])
+    with sandbox(clipper.model):
+        return clipper(batch).grads
 
 
 __all__ = [

@@ -136,14 +136,14 @@ def _compare(
     with sandbox(model), FixedChance():
         clipper = Clipper(model, loss_fn, max_grad_norm=1.0)
         # The engine writes derived buffers, so every run has a state of its own.
-        with sandbox(model), swapped(model, _state(model, dtype)):
+        with sandbox(model), swapped(model, copies(model, dtype)):
             released = [(clipper(batch), 1.0)]
-        with swapped(model, _state(model, dtype)), precision:
+        with swapped(model, copies(model, dtype)), precision:
             _, alone = fallback.single_gradients(model, same, batch)
         norms = torch.stack([g.double().reshape(len(g), -1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
         # Half of the samples are clipped.
         bound = max(float(norms.median()), 1e-12)
-        with swapped(model, _state(model, dtype)):
+        with swapped(model, copies(model, dtype)):
             together, why = _vmap(model, same, batch) if with_vmap or clipper.method == "vmap" else ({}, "")
             if clipper.method == "graph":
                 engine, runs = _samplers(model, loss_fn, batch, bound)
@@ -241,8 +241,8 @@ def _repeatable(loss_fn: LossFn) -> LossFn:
     return repeated
 
 
-def _state(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Copies of parameters and buffers in ``dtype``; trainable ones stay parameters."""
+def copies(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Copies of parameters and buffers by name, in ``dtype`` or their own; parameters stay parameters."""
     parameters, buffers = tensors_of(model)
     state: dict[str, Tensor] = {}
     for name, t in {**parameters, **buffers}.items():
@@ -268,4 +268,4 @@ def _error(value: Tensor, reference: Tensor, floor: float) -> float:
     return difference / size if difference == difference else float("inf")
 
 
-__all__ = ["ParameterProof", "Proof", "verify"]
+__all__ = ["ParameterProof", "Proof", "copies", "verify"]
