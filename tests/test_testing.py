@@ -10,6 +10,7 @@ from dpcheck.engine.clipping import Clipped, Clipper
 from dpcheck.engine.sites.sums import SumSite
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
+from planted import FAULTS
 from torch import nn
 
 from dpcheck import DpcheckError, testing, verify
@@ -77,13 +78,13 @@ def test_an_assertion_names_the_parameter_and_reproduces_itself(monkeypatch, tmp
 
 
 def test_a_failing_example_shrinks_to_a_small_module(monkeypatch):
-    original = SumSite.per_sample
-    halved = lambda self, *values: original(self, *values) * (0.5 if self.shape[-1] == 2 else 1)  # noqa: E731
-    monkeypatch.setattr(SumSite, "per_sample", halved)
+    fault = next(f for f in FAULTS if f.what == "repeated ids counted once")
+    fault.plant(monkeypatch)
     quick = settings(few, phases=[Phase.generate, Phase.shrink], max_examples=300)
-    found = find(testing.linears(), lambda case: not verify(*_built(case)).ok, settings=quick)
-    assert found.model == "nn.Linear(1, 2, bias=True).to(torch.float64)"
-    assert found.batch == "(torch.randn(1, 1, dtype=torch.float64),)"
+    found = find(testing.embeddings(), lambda case: not verify(*_built(case)).ok, settings=quick)
+    assert found.model == "nn.Embedding(1, 1).to(torch.float64)"
+    # One row, looked up twice: by two samples or by one.
+    assert found.batch in ("(torch.tensor([0, 0]).view(2),)", "(torch.tensor([0, 0]).view(1, 2),)")
 
 
 def _built(case):
