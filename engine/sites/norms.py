@@ -62,7 +62,7 @@ class GroupNormSite(Site):
     kind: ClassVar[str] = "group-norm"
 
     def per_sample(self, *values: Tensor) -> Tensor:
-        grad = wide(values[0]).flatten(2)
+        grad = wide(values[0]).unsqueeze(-1).flatten(2)
         if self.scale:
             value, mean, rstd = (wide(v) for v in values[1:])
             rows = value.shape[0]
