@@ -187,7 +187,7 @@ def _samplers(model: nn.Module, loss_fn: LossFn, batch: Any, bound: float) -> tu
 def _with_zeros(model: nn.Module, grads: dict[str, Tensor], *lead: int) -> dict[str, Tensor]:
     """Zeros for the parameters that no loss reaches."""
     wanted = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    return {name: grads[name] if name in grads else p.new_zeros(*lead, *p.shape) for name, p in wanted.items()}
+    return {name: grads[name] if name in grads else p.new_zeros((*lead, *p.shape)) for name, p in wanted.items()}
 
 
 def _error_of_sum(run: Clipped, norms: Tensor, alone: dict[str, Tensor], bound: float, floor: float) -> float:
