@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from dpcheck.api import check
-from dpcheck.capture import LossFn, run_losses
+from dpcheck.capture import LossFn, first_line, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.diagnostic import Applicability, Diagnostic, Report
 from dpcheck.errors import DpcheckError
-from dpcheck.fixes import batch_norm, layers
+from dpcheck.fixes import batch_norm
+from dpcheck.fixes.batch_norm import freeze_batch_norm
 from dpcheck.fixes.copying import duplicate, replace_everywhere
+from dpcheck.fixes.layers import BatchNormTo, Refusal, Remedy, is_frozen_batch_norm, positions, remedy
+from dpcheck.fixes.optimizer import repoint
+from dpcheck.fixes.trial import Seen, judge, observe, why_broken
+from dpcheck.inputs import batch_size
+
+__all__ = ["Change", "FixResult", "fix", "freeze_batch_norm", "repoint"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class Change:
         applicability: ``safe`` (the function stays), ``unsafe`` (it changes) or ``display-only``.
         applied: whether the returned model has it.
         reason: why not, if not.
+        parameter: the parameter concerned, if it is one.
+        output_change: |new - old| / |old| of the layer's output on the sample batch, in float64 where it runs in it;
+            ``None`` where the fix was not tried or the two could not be compared.
     """
 
     code: str
@@ -38,6 +46,8 @@ class Change:
     applicability: Applicability
     applied: bool
     reason: str | None = None
+    parameter: str | None = None
+    output_change: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,9 @@ class FixResult:
         changes: every fix, applied or not.
         report: the check of the new model.
         before: the check of the given model.
-        loss_change: largest relative change of the losses of the batch; 0 when only safe fixes were applied.
+        loss_change: largest relative change of the losses of the batch; 0 when only safe fixes were applied, up to
+            the rounding of the model's own dtype.
+        shared: attributes that Python cannot copy, which the new model shares with the given one.
     """
 
     model: nn.Module
@@ -57,6 +69,7 @@ class FixResult:
     report: Report
     before: Report
     loss_change: float
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,125 +77,184 @@ class _Plan:
     change: Change
     apply: Callable[[nn.Module], nn.Module]
 
+    @property
+    def path(self) -> str:
+        return self.change.module
 
-def fix(model: nn.Module, loss_fn: LossFn, batch: Any, *, unsafe: bool = False) -> FixResult:
+
+Reasons = dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is fixed, and what is known of it before any fix."""
+
+    model: nn.Module
+    loss_fn: LossFn
+    batch: Any
+    before: Report
+    seen: Mapping[str, Seen]
+    evaluates: bool
+
+
+def fix(
+    model: nn.Module, loss_fn: LossFn, batch: Any, *, unsafe: bool = False, batch_norm_to: BatchNormTo = "group"
+) -> FixResult:
     """Mend what can be mended, in a copy of the model.
 
     Args:
-        model: left untouched.
+        model: in the train/eval state in which it will be trained; left untouched. ``.grad`` is not copied.
         loss_fn, batch: as for :func:`dpcheck.check`.
         unsafe: also apply fixes that change the function, such as batch norm to group norm.
+        batch_norm_to: what batch norm becomes: ``group``; ``layer`` (one group); ``instance`` (a group a channel);
+            ``frozen`` (its running statistics for good: they must then come from public data).
 
     Returns:
-        The new model, what was changed and what was not, and the check of the new model. A fix after which its
-        finding is still there, or which makes a layer's output constant or not finite, is rolled back.
+        The new model, what was changed and what was not, and the check of the new model. A fix is rolled back, and
+        this is said, if its finding is still there or a new one comes at its layer, if the model no longer runs (in
+        eval mode, too), if the layer's output is not finite or no longer tells samples apart, if a parameter loses
+        its gradient, or if it is a safe one and the layer's output changes.
 
     Raises:
-        DpcheckError: as :func:`dpcheck.check`; if the model cannot be copied.
+        DpcheckError: as :func:`dpcheck.check`; if the model cannot be copied; if ``batch_norm_to`` is unknown.
     """
+    if batch_norm_to not in get_args(BatchNormTo):
+        known = ", ".join(get_args(BatchNormTo))
+        raise DpcheckError(f"batch norm cannot become {batch_norm_to!r}", "batch_norm_to", f"choose one of: {known}")
     before = check(model, loss_fn, batch)
-    plans = _plans(model, before, unsafe)
-    rolled_back: dict[tuple[str, str], str] = {}
+    frozen = [path for path, module in model.named_modules() if is_frozen_batch_norm(module)]
+    paths = {*frozen, *(d.module for d in before.diagnostics if d.module is not None)}
+    seen = observe(model, loss_fn, batch, paths)
+    evaluates = not why_broken(duplicate(model).model, loss_fn, batch, (), evaluating=True)
+    subject = _Subject(model, loss_fn, batch, before, seen, evaluates)
+    plans = _for_findings(subject, unsafe, batch_norm_to)
+    plans += [_for_frozen(path, model.get_submodule(path)) for path in frozen]
+    order = [path for path, _ in model.named_modules()]
+    plans.sort(key=lambda plan: order.index(plan.path))
+
+    rolled_back: Reasons = {}
     while True:
         active = [p for p in plans if p.change.applied and _key(p) not in rolled_back]
-        fixed, failures = _attempt(model, loss_fn, batch, active)
+        copied = duplicate(model)
+        fixed, measured, failures = _attempt(copied.model, active, subject)
+        failures = failures or _broken(fixed, active, subject)
         report = None if failures else check(fixed, loss_fn, batch)
-        if report is not None:
-            failures = {_key(p): "the finding is still there after the fix" for p in active if _still(p, report)}
-        if not failures:
+        failures = failures or _not_better(active, report, before)
+        if report is not None and not failures:
             break
         rolled_back |= failures
-    assert report is not None
-    changes = []
-    for plan in plans:
-        reason = rolled_back.get(_key(plan))
-        failed = replace(plan.change, applied=False, reason=f"rolled back: {reason}")
-        changes.append(plan.change if reason is None else failed)
-    return FixResult(fixed, tuple(changes), report, before, _loss_change(model, fixed, loss_fn, batch))
+    changes = tuple(_outcome(plan, rolled_back, measured) for plan in plans)
+    return FixResult(fixed, changes, report, before, _loss_change(model, fixed, loss_fn, batch), copied.shared)
 
 
 def _key(plan: _Plan) -> tuple[str, str]:
-    return plan.change.code, plan.change.module
+    return plan.change.code, plan.path
 
 
-def _still(plan: _Plan, report: Report) -> bool:
-    return any((d.code, d.module) == _key(plan) for d in report.diagnostics)
+def _outcome(plan: _Plan, rolled_back: Reasons, measured: Mapping[tuple[str, str], float | None]) -> Change:
+    if plan.change.applied and _key(plan) in rolled_back:
+        return replace(plan.change, applied=False, reason=f"rolled back: {rolled_back[_key(plan)]}")
+    return replace(plan.change, output_change=measured.get(_key(plan)))
 
 
-def _plans(model: nn.Module, report: Report, unsafe: bool) -> list[_Plan]:
-    """What to do, in the order of the modules; one plan for a module and code."""
-    plans: dict[tuple[str, str], _Plan] = {}
-    for diagnostic in report.diagnostics:
-        plan = _plan_for(model, diagnostic, unsafe)
-        plans.setdefault(_key(plan), plan)
-    for path, module in model.named_modules():
-        if layers.is_frozen_batch_norm(module):
-            what = f"{batch_norm.describe(module)} -> the affine map that it is in eval mode, also after .train()"
-            plans[("DP101", path)] = _Plan(Change("DP101", path, what, "safe", True), batch_norm.to_frozen)
+def _for_findings(subject: _Subject, unsafe: bool, to: BatchNormTo) -> list[_Plan]:
+    """What to do about every finding; findings of a rule at a layer that one remedy mends are one plan."""
+    plans: dict[tuple[str, ...], _Plan] = {}
+    for diagnostic in subject.before.diagnostics:
+        path = diagnostic.module or ""
+        seen = subject.seen.get(path)
+        found = remedy(diagnostic.code, subject.model.get_submodule(path), seen, to)
+        if isinstance(found, Remedy):
+            plans.setdefault((diagnostic.code, path), _to_apply(diagnostic, found, unsafe))
+            continue
+        what, reason = diagnostic.message, _advice(diagnostic, seen, to)
+        if isinstance(found, Refusal):
+            what, reason = found.what, found.reason
+        change = Change(diagnostic.code, path, what, "display-only", False, reason, diagnostic.parameter)
+        plans.setdefault((diagnostic.code, path, diagnostic.message), _Plan(change, lambda m: m))
     return list(plans.values())
 
 
-def _plan_for(model: nn.Module, diagnostic: Diagnostic, unsafe: bool) -> _Plan:
-    path = diagnostic.module or ""
-    module = model.get_submodule(path)
-    remedy = layers.remedy(diagnostic.code, module)
-    if remedy is None:
-        reason = f"no automatic fix; {diagnostic.help}" if diagnostic.help else "no automatic fix"
-        change = Change(diagnostic.code, path, diagnostic.message, "display-only", False, reason)
-        return _Plan(change, lambda m: m)
-    allowed = unsafe or remedy.applicability == "safe"
+def _to_apply(diagnostic: Diagnostic, found: Remedy, unsafe: bool) -> _Plan:
+    allowed = unsafe or found.applicability == "safe"
     refused = None if allowed else "it changes the function: pass unsafe=True (--unsafe-fixes)"
-    return _Plan(Change(diagnostic.code, path, remedy.what, remedy.applicability, allowed, refused), remedy.apply)
+    path, parameter = diagnostic.module or "", diagnostic.parameter
+    change = Change(diagnostic.code, path, found.what, found.applicability, allowed, refused, parameter)
+    return _Plan(change, found.apply)
+
+
+def _advice(diagnostic: Diagnostic, seen: Seen | None, to: BatchNormTo) -> str:
+    """What the user can do where no layer can be swapped."""
+    help = diagnostic.help
+    if diagnostic.code == "DP102" and seen is not None and seen.normalised is not None and to != "frozen":
+        groups = batch_norm.groups_for(seen.normalised[1], positions(seen), to)
+        help = help if groups is None else f"write F.group_norm(x, {groups}, weight, bias, eps) instead"
+    at = f" at {diagnostic.location}" if diagnostic.location else ""
+    return f"no automatic fix{at}" + (f": {help}" if help else "")
+
+
+def _for_frozen(path: str, module: nn.Module) -> _Plan:
+    what = f"{batch_norm.describe(module)} -> the affine map that it is in eval mode, also after .train()"
+    return _Plan(Change("DP101", path, what, "safe", True), batch_norm.to_frozen)
 
 
 def _attempt(
-    model: nn.Module, loss_fn: LossFn, batch: Any, plans: list[_Plan]
-) -> tuple[nn.Module, dict[tuple[str, str], str]]:
-    """A copy with the fixes, and those that break it."""
-    fixed = duplicate(model)
-    targets = [(plan, fixed.get_submodule(plan.change.module)) for plan in plans]
-    made: dict[int, nn.Module] = {}
-    placed: list[tuple[_Plan, nn.Module]] = []
+    fixed: nn.Module, plans: list[_Plan], subject: _Subject
+) -> tuple[nn.Module, dict[tuple[str, str], float | None], Reasons]:
+    """Apply the plans to a copy; what each changes in its layer's output, and those that spoil it."""
+    targets = [(plan, fixed.get_submodule(plan.path)) for plan in plans]
+    current: dict[int, nn.Module] = {}
+    measured: dict[tuple[str, str], float | None] = {}
+    failures: Reasons = {}
+    size = batch_size(subject.batch)
     for plan, target in targets:
-        current = made.get(id(target), target)
-        new = plan.apply(current)
-        made[id(target)] = new
-        fixed = replace_everywhere(fixed, current, new)
-        placed.append((plan, new))
-    return fixed, _broken(fixed, loss_fn, batch, placed)
+        now = current.get(id(target), target)
+        old = duplicate(now).model if id(target) in current else subject.model.get_submodule(plan.path)
+        try:
+            new = plan.apply(now)
+        except Exception as error:  # a class of the user's may refuse to be changed in any way
+            failures[_key(plan)] = f"the layer cannot be changed: {type(error).__name__}: {first_line(error)}"
+            continue
+        current[id(target)] = new
+        fixed = replace_everywhere(fixed, now, new)
+        if plan.path in subject.seen:
+            safe = plan.change.applicability == "safe"
+            judgement = judge(old, new, subject.seen[plan.path], safe=safe, size=size)
+            measured[_key(plan)] = judgement.output_change
+            if judgement.failure:
+                failures[_key(plan)] = judgement.failure
+    return fixed, measured, failures
 
 
-def _broken(
-    fixed: nn.Module, loss_fn: LossFn, batch: Any, placed: list[tuple[_Plan, nn.Module]]
-) -> dict[tuple[str, str], str]:
-    """The collapse test: every new layer is finite and normalises over more than one value.
+def _broken(fixed: nn.Module, plans: list[_Plan], subject: _Subject) -> Reasons:
+    """The fixes after which the model does not run any more; where it is not known which, all of them."""
+    paths = {plan.path for plan in plans}
+    for evaluating in (False, True) if subject.evaluates else (False,):
+        broken = why_broken(fixed, subject.loss_fn, subject.batch, paths, evaluating=evaluating)
+        mode = " in eval mode" if evaluating else ""
+        for path, why in broken.items():
+            guilty = [p for p in plans if p.path == path] or plans
+            return {_key(p): f"the model no longer runs{mode}: {why}" for p in guilty}
+    return {}
 
-    That the layer's output differs between samples is no test: weights that start at zero make any layer constant.
-    """
-    failures: dict[tuple[str, str], str] = {}
-    handles = []
 
-    def watch(plan: _Plan) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            before = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
-            if not isinstance(output, Tensor) or before is None or not output.is_floating_point():
-                return
-            if not bool(torch.isfinite(output).all()) and bool(torch.isfinite(before).all()):
-                failures[_key(plan)] = "the new layer's output is not finite"
-            elif batch_norm.values_per_group(module, before) == 1:
-                failures[_key(plan)] = "the new layer would normalise over one value: its output is a constant"
-
-        return hook
-
-    for plan, module in placed:
-        handles.append(module.register_forward_hook(watch(plan)))
-    try:
-        run_losses(fixed, loss_fn, batch)
-    except DpcheckError as error:
-        failures.update({_key(plan): error.what for plan, _ in placed if not failures})
-    finally:
-        for handle in handles:
-            handle.remove()
+def _not_better(plans: list[_Plan], report: Report | None, before: Report) -> Reasons:
+    """The fixes whose finding is still there, that brought another, or that cut off a gradient."""
+    if report is None:
+        return {}
+    failures: Reasons = {}
+    old, now = ({(d.code, d.module or "") for d in r.diagnostics} for r in (before, report))
+    for plan in plans:
+        fresh = sorted(code for code, path in now - old if path == plan.path)
+        if _key(plan) in now:
+            failures[_key(plan)] = "the finding is still there after the fix"
+        elif fresh:
+            failures[_key(plan)] = f"the fixed layer has another finding, {fresh[0]}"
+    reached = {p.name for p in before.parameters if p.status in ("covered", "fallback")}
+    lost = [p.name for p in report.parameters if p.status == "no-gradient" and p.name in reached]
+    for name in lost:
+        guilty = [p for p in plans if name.rpartition(".")[0] == p.path] or plans
+        failures |= {_key(p): f"the gradient no longer reaches {name}" for p in guilty}
     return failures
 
 
@@ -190,29 +262,3 @@ def _loss_change(old: nn.Module, new: nn.Module, loss_fn: LossFn, batch: Any) ->
     with FixedChance():
         a, b = run_losses(old, loss_fn, batch), run_losses(new, loss_fn, batch)
     return float(((a - b).abs() / a.abs().clamp_min(1e-6)).max())
-
-
-def repoint(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> None:
-    """Points ``optimizer`` from the parameters of ``old`` to those of the same name in ``new``; its state moves along.
-
-    Raises:
-        DpcheckError: if it holds a parameter that ``old`` does not, or whose name or shape ``new`` does not have.
-    """
-    names = {id(p): name for name, p in old.named_parameters()}
-    targets = dict(new.named_parameters())
-    moved: list[tuple[list[Any], int, nn.Parameter, nn.Parameter]] = []
-    for group in optimizer.param_groups:
-        for i, p in enumerate(group["params"]):
-            name = names.get(id(p))
-            target = targets.get(name or "")
-            if target is None or target.shape != p.shape:
-                raise DpcheckError(
-                    f"the optimizer holds a parameter of shape {list(p.shape)} that the fixed model does not have",
-                    where=name,
-                    next="build a new optimizer from result.model.parameters()",
-                )
-            moved.append((group["params"], i, p, target))
-    for held, i, p, target in moved:
-        held[i] = target
-        if p in optimizer.state:
-            optimizer.state[target] = optimizer.state.pop(p)

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_PLAIN: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: 2}
+from dpcheck.errors import DpcheckError
+from dpcheck.fixes.copying import duplicate
+
+PLAIN = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
+CALLS = frozenset({F.batch_norm, torch.batch_norm})
+# A group of fewer values than this tells little of its input: two values normalise to a sign.
+ENOUGH = 16
+LEAST = 3
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
@@ -18,19 +25,26 @@ _HOOKS = (
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def groups_for(channels: int, flat: bool) -> int:
-    """How many groups: the largest divisor up to 32 that leaves enough channels in a group.
+def groups_for(channels: int, positions: int, to: str = "group") -> int | None:
+    """How many groups a norm over one sample should have.
 
     Args:
-        flat: whether inputs may be [N, C], so that a group holds nothing but its channels: then at least 16 of them,
-            since a normalised group of two values is nothing but a sign.
+        channels: C.
+        positions: values per channel and sample: 1 for [N, C], H * W for [N, C, H, W].
+        to: ``group``: the largest divisor of C up to 32 that leaves at least four channels (else two) and 16 values
+            in a group, else one group; ``layer``: one group; ``instance``: one group a channel.
+
+    Returns:
+        The number, or ``None`` where a group would have fewer than three values.
     """
-    least = 16 if flat else 4
-    for wanted in (least, 2):
-        fitting = [g for g in range(1, min(32, channels) + 1) if channels % g == 0 and channels // g >= wanted]
-        if fitting and (wanted == least or not flat):
-            return fitting[-1]
-    return 1
+    groups = 1
+    if to == "instance":
+        groups = channels
+    elif to == "group":
+        sizes = [(g, channels // g) for g in range(min(32, channels), 0, -1) if channels % g == 0]
+        fitting = [(g, size) for g, size in sizes if size * positions >= ENOUGH and size >= 2]
+        groups = next((g for g, size in fitting if size >= 4), fitting[0][0] if fitting else 1)
+    return groups if channels // groups * positions >= LEAST else None
 
 
 class FrozenBatchNorm(nn.Module):
@@ -46,7 +60,7 @@ class FrozenBatchNorm(nn.Module):
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
-        self.num_features, self.eps = int(channels_of(source)), float(source.eps)  # type: ignore[arg-type]
+        self.eps = float(source.eps)  # type: ignore[arg-type]
         self.register_parameter("weight", source.weight)  # type: ignore[arg-type]
         self.register_parameter("bias", source.bias)  # type: ignore[arg-type]
         for name in _STATISTICS:
@@ -56,7 +70,7 @@ class FrozenBatchNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}"
+        return f"{len(self.running_mean)}, eps={self.eps}"
 
 
 class _AsGroupNorm(TorchFunctionMode):
@@ -68,12 +82,14 @@ class _AsGroupNorm(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in (F.batch_norm, torch.batch_norm):
+        if func not in CALLS:
             return func(*args, **kwargs)
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         if func is torch.batch_norm:
             names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if given.get("running_mean") is not None and not given.get("training", False):
+            return func(*args, **kwargs)  # a frozen batch norm inside this module
         return F.group_norm(given["input"], self.groups, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
 
 
@@ -88,68 +104,80 @@ class _GroupNormInside:
 
 
 class FrozenInside:
-    """Mixed into a fused variant in eval mode: it stays there."""
+    """Mixed into a fused variant in eval mode: its statistics stay fixed; what it contains changes mode as always."""
 
     def train(self, mode: bool = True) -> Any:
-        return super().train(False)  # type: ignore[misc]
+        super().train(mode)  # type: ignore[misc]
+        self.training = False
+        return self
 
 
-def to_group_norm(module: nn.Module) -> nn.Module:
+def to_group_norm(module: nn.Module, groups: int) -> nn.Module:
     """The group norm that takes the place of a batch norm, with the very same affine parameters.
 
     A fused variant or subclass keeps its class's own forward, and what it adds to the normalisation.
     """
-    channels = int(channels_of(module))
-    groups = groups_for(channels, isinstance(module, nn.BatchNorm1d))
-    if type(module) not in _PLAIN or hasattr(module, "parametrizations"):
+    if type(module) not in PLAIN:
         drop_statistics(module)
         module.dpcheck_groups = groups  # type: ignore[assignment]
-        kind = type(module)
-        name = f"{kind.__name__}WithGroupNorm"
-        module.__class__ = type(name, (_GroupNormInside, kind), {"__module__": kind.__module__})
-        return module
-    weight, bias = module.weight, module.bias
+        return _mixed(module, _GroupNormInside, "WithGroupNorm")
+    channels = channels_of(module)
     new = nn.GroupNorm(groups, channels, eps=module.eps, affine=False)  # type: ignore[arg-type]
     new.affine = bool(module.affine)
-    new.register_parameter("weight", weight)  # type: ignore[arg-type]
-    new.register_parameter("bias", bias)  # type: ignore[arg-type]
+    new.register_parameter("weight", module.weight)  # type: ignore[arg-type]
+    new.register_parameter("bias", module.bias)  # type: ignore[arg-type]
+    vars(new)["num_features"] = channels
     return _like(new, module)
 
 
 def to_frozen(module: nn.Module) -> nn.Module:
-    """The affine map that a batch norm in eval mode is."""
-    if type(module) not in _PLAIN or hasattr(module, "parametrizations"):
-        kind = type(module)
-        module.__class__ = type(f"{kind.__name__}Frozen", (FrozenInside, kind), {"__module__": kind.__module__})
-        return module
-    return _like(FrozenBatchNorm(module), module)
+    """The affine map that a batch norm is at its running statistics."""
+    if type(module) in PLAIN:
+        return _like(FrozenBatchNorm(module), module)
+    module.training = False
+    return _mixed(module, FrozenInside, "Frozen")
 
 
-def values_per_group(module: nn.Module, x: Tensor) -> int | None:
-    """Over how many values a group norm that was put in takes its statistics; ``None`` for other layers."""
-    groups = getattr(module, "num_groups", getattr(module, "dpcheck_groups", None))
-    return None if groups is None else x[0].numel() // int(groups)
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """The affine map that ``module`` computes in eval mode, as a new module that ``train()`` cannot switch on.
+
+    Args:
+        module: a batch norm with running statistics; untouched.
+
+    Raises:
+        DpcheckError: if it keeps no running statistics.
+    """
+    if getattr(module, "running_mean", None) is None:
+        raise DpcheckError(
+            f"{type(module).__name__} keeps no running statistics, so there is nothing to freeze it at",
+            next="replace it by a norm over one sample, for example nn.GroupNorm",
+        )
+    return to_frozen(duplicate(module).model)
 
 
 def describe(module: nn.Module) -> str:
     """A short name for a report."""
-    if isinstance(module, nn.GroupNorm):
-        return f"GroupNorm({module.num_groups}, {module.num_channels})"
-    if isinstance(module, _GroupNormInside):
-        return f"{type(module).__name__} ({module.dpcheck_groups} groups)"
     return f"{type(module).__name__}({channels_of(module)})"
 
 
-def channels_of(module: nn.Module) -> Any:
-    found = getattr(module, "num_features", None)
-    return found if found is not None else module.running_mean.numel()  # type: ignore[operator]
+def channels_of(module: nn.Module) -> int:
+    """The number of channels of a batch norm, or of a module with its running statistics."""
+    found: Any = getattr(module, "num_features", None)
+    return int(found) if found is not None else int(module.running_mean.numel())  # type: ignore[operator]
 
 
 def drop_statistics(module: nn.Module) -> None:
+    """No running statistics, in either mode."""
     for name in _STATISTICS:
         if name in module._buffers:
             module._buffers[name] = None
     module.track_running_stats = False  # type: ignore[assignment]
+
+
+def _mixed(module: nn.Module, mixin: type, suffix: str) -> nn.Module:
+    kind = type(module)
+    module.__class__ = type(f"{kind.__name__}{suffix}", (mixin, kind), {"__module__": kind.__module__})
+    return module
 
 
 def _like(new: nn.Module, old: nn.Module) -> nn.Module:
@@ -161,4 +189,5 @@ def _like(new: nn.Module, old: nn.Module) -> nn.Module:
     for name, value in vars(old).items():
         if name not in template and name not in vars(new) and name not in ("process_group", "cls_to_become"):
             setattr(new, name, value)
+    new._modules.update(old._modules)
     return new

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpcheck.diagnostic import Applicability
 from dpcheck.fixes import batch_norm
+from dpcheck.fixes.trial import Seen
+
+BatchNormTo = Literal["group", "layer", "instance", "frozen"]
+CHANGES = "The function changes"
 
 
 @dataclass(frozen=True)
@@ -21,23 +27,61 @@ class Remedy:
     apply: Callable[[nn.Module], nn.Module]
 
 
-def remedy(code: str, module: nn.Module) -> Remedy | None:
-    """The remedy for a finding of rule ``code`` at ``module``; ``None`` if there is none."""
+@dataclass(frozen=True)
+class Refusal:
+    """Why a finding of a rule that has a remedy cannot be mended here."""
+
+    what: str
+    reason: str
+
+
+def remedy(code: str, module: nn.Module, seen: Seen | None, to: BatchNormTo) -> Remedy | Refusal | None:
+    """The remedy for a finding of rule ``code`` at ``module``; ``None`` if there is none.
+
+    Args:
+        seen: the layer's first call, if it ran.
+        to: what batch norm becomes.
+    """
     if code == "DP101":
-        groups = batch_norm.groups_for(int(batch_norm.channels_of(module)), isinstance(module, nn.BatchNorm1d))
-        what = f"{batch_norm.describe(module)} -> group norm with {groups} groups; running statistics are dropped"
-        return Remedy(f"{what}. The function changes", "unsafe", batch_norm.to_group_norm)
+        return _of_batch_norm(module, positions(seen), to)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        if code == "DP104":
+        if code == "DP104" and module.scale_grad_by_freq:
             return Remedy("scale_grad_by_freq=True -> False; gradients lose that scale", "safe", _unscaled)
         if code == "DP501":
             return Remedy("sparse=True -> False; gradients are dense", "safe", _dense)
         if code == "DP302":
-            return Remedy("max_norm -> None, rows scaled once. The function changes", "unsafe", _unbounded)
+            return Remedy(f"max_norm -> None, rows scaled once. {CHANGES}", "unsafe", _unbounded)
     if code == "DP301" and isinstance(module, nn.modules.instancenorm._InstanceNorm):
         what = "track_running_stats=True -> False; in eval mode it will use the sample's own statistics"
-        return Remedy(f"{what}. The function changes", "unsafe", _untracked)
+        return Remedy(f"{what}. {CHANGES}", "unsafe", _untracked)
     return None
+
+
+def _of_batch_norm(module: nn.Module, per_channel: int, to: BatchNormTo) -> Remedy | Refusal:
+    name, channels = batch_norm.describe(module), batch_norm.channels_of(module)
+    if to == "frozen":
+        what = f"{name} -> the affine map at its running statistics, which must not come from the private data"
+        if getattr(module, "running_mean", None) is None:
+            return Refusal(what, "it keeps no running statistics")
+        return Remedy(f"{what}. {CHANGES}", "unsafe", batch_norm.to_frozen)
+    groups = batch_norm.groups_for(channels, per_channel, to)
+    if groups is None:
+        count = "one value" if channels * per_channel == 1 else "less than three values"
+        reason = f"a norm over one sample would have {count} in a group, and its output would tell nothing"
+        return Refusal(f"{name} -> group norm", f"{reason}: remove the layer, or use batch_norm_to='frozen'")
+    what = f"{name} -> GroupNorm({groups}, {channels})"
+    dropped = [key for key in ("running_mean", "running_var", "num_batches_tracked") if hasattr(module, key)]
+    if getattr(module, "running_mean", None) is not None:
+        what += f"; {', '.join(dropped)} leave the state_dict"
+    return Remedy(f"{what}. {CHANGES}", "unsafe", lambda m: batch_norm.to_group_norm(m, groups))
+
+
+def positions(seen: Seen | None) -> int:
+    """Values per channel and sample of what a layer normalises; 1 where it is not known."""
+    shape = seen.normalised if seen else None
+    if shape is None and seen and seen.args and isinstance(seen.args[0], Tensor):
+        shape = tuple(seen.args[0].shape)
+    return math.prod(shape[2:]) if shape else 1
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
