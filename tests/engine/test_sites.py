@@ -17,43 +17,43 @@ def examples(count):
     )  # fmt: skip
 
 
-@examples(20)
+@examples(12)
 @given(testing.linears())
 def test_linear(case):
     assert_sampler_correct(case, method="graph")
 
 
-@examples(30)
+@examples(20)
 @given(testing.convolutions())
 def test_convolution(case):
     assert_sampler_correct(case, method="graph")
 
 
-@examples(20)
+@examples(12)
 @given(testing.transposed_convolutions())
 def test_transposed_convolution(case):
     assert_sampler_correct(case, method="graph")
 
 
-@examples(25)
+@examples(15)
 @given(testing.norms())
 def test_norm(case):
     assert_sampler_correct(case, method="graph")
 
 
-@examples(6)
+@examples(4)
 @given(testing.recurrents())
 def test_recurrent(case):
     assert_sampler_correct(case, method="graph")
 
 
-@examples(10)
+@examples(6)
 @given(testing.attentions())
 def test_attention(case):
     assert_sampler_correct(case, method="graph")
 
 
-@examples(20)
+@examples(14)
 @given(testing.compositions())
 def test_composition(case):
     # The backward of `orthogonal` writes into slices, of which nothing is proven: such a model falls back.
@@ -61,7 +61,7 @@ def test_composition(case):
 
 
 @pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
-@examples(12)
+@examples(8)
 @given(data=st.data())
 def test_own_dtype(dtype, data):
     strategy = data.draw(st.sampled_from([testing.linears, testing.convolutions, testing.embeddings, testing.norms]))
@@ -102,7 +102,7 @@ BARE = {
 }
 
 
-@pytest.mark.parametrize("shape", [(5, 2, 4), (4, 4, 4), (3, 1, 4), (1, 2, 4)])
+@pytest.mark.parametrize("shape", [(5, 2, 4), (4, 4, 4), (1, 2, 4)])
 @pytest.mark.parametrize("name", BARE)
 def test_bare_parameters(name, shape):
     torch.manual_seed(0)
