@@ -155,7 +155,9 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
             raise
         except Exception as error:
             return _failure(error, recorder.half, touched)
-    graph = functionalized(graph)
+    # Kernels are chosen as while tracing: other ones lay their results out in other ways.
+    with _without_fused_layers():
+        graph = functionalized(graph)
     return _assemble(graph, size, parameters, buffers, trainable, len(where), touched, batch)
 
 

@@ -158,3 +158,12 @@ class Recurrent(nn.Module):
 def test_samples_on_the_second_axis():
     torch.manual_seed(0)
     assert_sampler_correct(Recurrent().double(), torch.randn(3, 3, 3, dtype=torch.float64), method="graph")
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect"])
+def test_layouts_that_depend_on_the_kernel(mode):
+    """In float32 oneDNN gives a convolution channels-last strides that a plain kernel does not."""
+    torch.manual_seed(0)
+    model = nn.Conv3d(2, 3, 2, padding=1, padding_mode=mode).to(memory_format=torch.channels_last_3d)
+    x = torch.randn(3, 2, 3, 2, 2).to(memory_format=torch.channels_last_3d)
+    assert_sampler_correct(model, x, method="graph")
