@@ -31,9 +31,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     return v * (g / norms), norms
 
 
-def weight_norm_backward(
-    grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int
-) -> tuple[Tensor, Tensor]:
+def weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Salimans and Kingma 2016, eq. 3; linear in ``grad``."""
     along = (grad * v).sum(_others(v, dim), keepdim=True)
     return grad * (g / norms) - v * (along * (g / norms**3)), along / norms

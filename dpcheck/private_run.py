@@ -38,7 +38,7 @@ class Outcome:
 
 def train(target: Target, model: nn.Module, settings: Settings, console: Console) -> Outcome:
     """Train ``model`` privately, and a copy of it without privacy."""
-    twin = duplicate(model) if settings.baseline else None
+    twin = duplicate(model).model if settings.baseline else None
     engine = PrivacyEngine(
         model,
         target.loss_fn,

@@ -111,9 +111,7 @@ class Clipper:
 
     def _key(self, batch: Any) -> Any:
         leaves, spec = pytree.tree_flatten(batch)
-        shapes = tuple(
-            (tuple(x.shape), x.dtype, str(x.device)) if isinstance(x, Tensor) else repr(x) for x in leaves
-        )
+        shapes = tuple((tuple(x.shape), x.dtype, str(x.device)) if isinstance(x, Tensor) else repr(x) for x in leaves)
         state = tuple(_settings(m) for m in self.model.modules())
         tensors = tuple((id(p), p.dtype, p.device, p.requires_grad) for p in self.model.parameters())
         casting = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")

@@ -21,7 +21,6 @@ _ISOMETRIES = frozenset(
 )
 
 
-
 class NotCovered(Exception):
     """No sampler covers a gradient: the engine falls back, and says why."""
 
@@ -168,9 +167,7 @@ class Finder:
         plain = same and packet in ("view", "_unsafe_view", "clone", "reshape")
         return self._terms(sources[0], flipped) if plain else None
 
-    def _suffix(
-        self, downstream: list[fx.Node], gradient: fx.Node, found: list[int]
-    ) -> tuple[Suffix, list[fx.Node]]:
+    def _suffix(self, downstream: list[fx.Node], gradient: fx.Node, found: list[int]) -> tuple[Suffix, list[fx.Node]]:
         graph = fx.Graph()
         inputs = {index: graph.placeholder(f"site{index}") for index in found}
         constants: dict[fx.Node, fx.Node] = {}

@@ -24,6 +24,7 @@ _MASKS = {
     "native_batch_norm_backward": 9,
 }
 
+
 @dataclass(frozen=True)
 class Plan:
     """An executable plan for batches of one shape.

@@ -1,7 +1,7 @@
 """A CNN with BatchNorm on scikit-learn's handwritten digits: 1,797 images of 8x8.
 
-    dpcheck examples/digits_cnn.py                                 # findings, exit 1
-    dpcheck examples/digits_cnn.py --fix --unsafe-fixes --train    # fix, verify, train privately
+dpcheck examples/digits_cnn.py                                 # findings, exit 1
+dpcheck examples/digits_cnn.py --fix --unsafe-fixes --train    # fix, verify, train privately
 """
 
 import torch

@@ -1,7 +1,7 @@
 """A text classifier with ``nn.Embedding``: is a line of this project's sources prose (docstrings) or code?
 
-    dpcheck examples/text_embedding.py            # no findings, exit 0
-    dpcheck examples/text_embedding.py --train    # verify, train privately
+dpcheck examples/text_embedding.py            # no findings, exit 0
+dpcheck examples/text_embedding.py --train    # verify, train privately
 """
 
 import ast

@@ -17,9 +17,7 @@ from dpcheck import DpcheckError, testing, verify
 from dpcheck.cases import Case
 from dpcheck.testing import assert_private, assert_sampler_correct, assert_sensitivity_bounded, output_losses
 
-few = settings(
-    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+few = settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 def cross_entropy(model, batch):

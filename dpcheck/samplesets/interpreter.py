@@ -118,7 +118,8 @@ def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
         return _number(op, values)
     mixed = [v for v in values if v.mixed()]
     ruled = op.packet in RULES or is_pointwise(op.target)
-    if any(v.additive for v in mixed) or (mixed and not _by_element(op)):
+    summed = any(v.additive for v in mixed) and RULES.get(op.packet) is not create
+    if summed or (mixed and not _by_element(op)):
         result = of_a_sum(op, values)
         broken = all(v.additive for v in mixed) and not all(r.additive for r in _leaves(result))
         return Step(result, broken, ruled)

@@ -168,8 +168,6 @@ def elementwise_loss(op: Op) -> Samples:
     return merged if tuple(merged.shape) == tuple(op.out.shape) else op.join(reduced(merged, None, keepdim=False))
 
 
-
-
 @transfer("_ctc_loss", "_ctc_loss_backward", "multi_margin_loss", "multilabel_margin_loss_forward")
 def rows(op: Op) -> Any:
     """Left to the oracle: these fold the sample axis in ways of their own."""

@@ -59,9 +59,7 @@ def _in_place(pick: Samples, picks: list[Samples | None], places: Tensor) -> Sam
     adjacent = used == list(range(used[0], used[-1] + 1))
     before = used[0] if adjacent else 0
     after = places.dim() - before - rank
-    return moved(
-        pick, lambda t: t.reshape(*[1] * (before + rank - t.dim()), *t.shape, *[1] * after)
-    )
+    return moved(pick, lambda t: t.reshape(*[1] * (before + rank - t.dim()), *t.shape, *[1] * after))
 
 
 @transfer("scatter_add", "index_add", "scatter", "scatter_reduce", "index_copy")

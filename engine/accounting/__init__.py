@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dpcheck.engine.accounting.bounds import Bounds, Phase, check_delta, check_phase, number
 from dpcheck.engine.accounting.rdp import rdp_upper
+
 from dpcheck.errors import DpcheckError
 
 __all__ = ["Bounds", "Phase", "epsilon", "epsilon_of", "noise_multiplier", "rdp_epsilon"]

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from dpcheck.engine.accounting.bounds import Phase
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
-
-from dpcheck.engine.accounting.bounds import Phase
 
 Vector = NDArray[np.float64]
 

@@ -81,6 +81,4 @@ def make(place: Place) -> Site | None:
     where = operands.index(source)  # type: ignore[arg-type]
     if layouts[where] is None:
         return None
-    return ScatterSite(
-        tuple(operands), place.shape, place.batch, place.node.target, template, tuple(layouts), where
-    )
+    return ScatterSite(tuple(operands), place.shape, place.batch, place.node.target, template, tuple(layouts), where)

@@ -262,7 +262,9 @@ def test_records_that_are_unrolled_into_rows_stay_records() -> None:
 
 
 def test_instance_norm_statistics_are_a_leak() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.InstanceNorm1d(4, track_running_stats=True), nn.Flatten(), nn.Linear(24, 3))
+    model = nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.InstanceNorm1d(4, track_running_stats=True), nn.Flatten(), nn.Linear(24, 3)
+    )
     report = dpcheck.check(model, cross_entropy, (torch.randn(6, 2, 8), Y))
     assert {d.code for d in report.diagnostics} == {"DP301"}
     assert {b.name: b.kind for b in report.buffers}["1.running_mean"] == "data"

@@ -7,11 +7,11 @@ import re
 from typing import Any
 
 import pytest
+from dpcheck.rules import RULES, by_code
 
 import dpcheck
 from dpcheck.errors import DpcheckError
 from dpcheck.registry import SECTIONS, Rule
-from dpcheck.rules import RULES, by_code
 
 IDS = [rule.code for rule in RULES]
 
