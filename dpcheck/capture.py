@@ -100,7 +100,7 @@ class _Recorder(TorchDispatchMode):
         origin = origin_here(self.paths, self.root)
         if node is None:
             # Autograd numbered this op just before dispatching it; ops that it does not record repeat the last number.
-            self.by_sequence.setdefault(torch.autograd._get_sequence_nr() - 1, origin)
+            self.by_sequence.setdefault(torch._C._autograd._get_sequence_nr() - 1, origin)
         elif origin.location is None:
             origin = self.by_sequence.get(node._sequence_nr(), origin)
         for made in reversed(mode.tracer.graph.nodes):

@@ -41,7 +41,7 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def make_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=1.0, momentum=0.9)
+    return torch.optim.Adam(parameters, lr=0.02)
 
 
 def split() -> tuple[TensorDataset, TensorDataset]:

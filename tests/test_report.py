@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json as standard_json
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def at(path: Path, line: str, expression: str) -> Location:
 def test_carets_stand_under_the_expression(tmp_path: Path, line: str) -> None:
     location = at(tmp_path / "m.py", line, "x.mean(0)")
     lines = shown(report_of(Diagnostic("DP103", "batch-statistics", "mixes", location))).splitlines()
-    source, carets = next((a, b) for a, b in zip(lines, lines[1:], strict=False) if "^" in b)
+    source, carets = next((a, b) for a, b in itertools.pairwise(lines) if "^" in b)
     assert source.endswith(line.expandtabs(4).removeprefix("\t")) or line.startswith("\t")
     assert cell_len(carets[: carets.index("^")]) == cell_len(source[: source.index("x.mean(0)")])
     assert carets.count("^") == len("x.mean(0)")

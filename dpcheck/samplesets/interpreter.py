@@ -76,7 +76,7 @@ def _mended(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Any:
         if not isinstance(out, Tensor):
             return None
         kept = isinstance(source, Samples) and source.shape == out.shape and not source.mixed()
-        return source if kept else none(out.shape, batch)  # type: ignore[return-value]
+        return source if kept else none(out.shape, batch)
 
     val = node.meta.get("val")
     if isinstance(val, list | tuple):

@@ -121,7 +121,7 @@ def index(op: Op) -> Samples:
     if all(known(p) for p in picks):
         return moved(value, lambda t: aten.index.Tensor(t, [None if p is None else p.const for p in picks]))
     if any(p is not None and p.boolean for p in picks):
-        return unknown(op)
+        return unknown(op)  # type: ignore[no-any-return]
     blurred = spread(value, [i for i, p in enumerate(picks) if not known(p)])
     stand_in = [
         None if p is None else p.const if p.const is not None else torch.zeros(p.shape, dtype=torch.long) for p in picks
