@@ -126,6 +126,7 @@ def _refuse_unreachable(settings: Settings) -> None:
 
 def _refuse_misfit(target: Target, settings: Settings) -> None:
     """The first records, as a batch, must go through the model as the sample batch does."""
+    run_losses(target.model, target.loss_fn, target.batch)  # what fails here is not the records' fault
     few = torch.arange(min(8, len(settings.dataset)))
     with blaming("the first records of train_dataset() could not be read", target.path):
         batch = Loader(settings.dataset, settings.collate, len(few)).collate(few)
