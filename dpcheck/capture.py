@@ -155,10 +155,24 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
             raise
         except Exception as error:
             return _failure(error, recorder.half, touched)
+    unknown = _unknown_shape(graph)
+    if unknown is not None:
+        origin = unknown.meta.get("origin")
+        reason = f"the shape of a tensor depends on the data ({unknown.target})"
+        return CaptureFailure("shape", reason, origin.location if origin else None, touched)
     # Kernels are chosen as while tracing: other ones lay their results out in other ways.
     with _without_fused_layers():
         graph = functionalized(graph)
     return _assemble(graph, size, parameters, buffers, trainable, len(where), touched, batch)
+
+
+def _unknown_shape(graph: fx.GraphModule) -> fx.Node | None:
+    """The first op with a result whose shape depends on the data."""
+    for node in graph.graph.nodes:
+        for out in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(out, Tensor) and not all(isinstance(size, int) for size in out.shape):
+                return node  # type: ignore[no-any-return]
+    return None
 
 
 @contextmanager
@@ -183,7 +197,7 @@ def _assemble(
     batch: Any,
 ) -> Capture:
     holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    flat = pytree.tree_leaves(next(node for node in graph.graph.nodes if node.op == "output").args[0])
+    flat: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     n_p, n_b = len(parameters), len(buffers)
     grads, after = flat[1 : 1 + len(trainable)], flat[1 + len(trainable) :]
     return Capture(

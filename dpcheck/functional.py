@@ -12,6 +12,7 @@ from torch import fx
 from torch._subclasses import FakeTensor
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # These write their running statistics though their schemas do not say so.
@@ -114,5 +115,9 @@ def _tidy(graph: fx.GraphModule) -> None:
             node.target = torch.ops.aten.reshape.default
         node.meta.setdefault("half", "forward")
         node.meta.setdefault("origin", None)
+    # Inputs and outputs are flat, whether the graph was traced once or twice.
+    graph.graph.set_codegen(fx.graph.CodeGen())
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    output.args = (tuple(pytree.tree_leaves(output.args[0])),)
     graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     graph.recompile()
