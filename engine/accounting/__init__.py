@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 from dpcheck.engine.accounting.bounds import Bounds, Phase, check_delta, check_phase, number
 from dpcheck.engine.accounting.rdp import rdp_upper
+from scipy.optimize import brentq
 
 from dpcheck.errors import DpcheckError
 
 __all__ = ["Bounds", "Phase", "epsilon", "epsilon_of", "noise_multiplier", "rdp_epsilon"]
 
 _LARGEST = 2.0**20
+_PRECISION = 1e-4
 
 
 def epsilon_of(phases: Sequence[Phase], delta: float) -> Bounds:
@@ -60,10 +62,16 @@ def noise_multiplier(target_epsilon: float, sample_rate: float, steps: int, delt
                 where="target_epsilon",
                 next="allow a larger epsilon or delta, or take fewer steps",
             )
-    while high - low > 1e-4 * high:
-        middle = (low + high) / 2
-        if middle > 0 and epsilon(middle, sample_rate, steps, delta).upper <= target:
-            high = middle
-        else:
-            low = middle
-    return high
+    if low == 0.0:
+        low = high / 2
+        while epsilon(low, sample_rate, steps, delta).upper <= target:
+            low, high = low / 2, low
+
+    def excess(log_sigma: float) -> float:
+        """Nearly linear in log sigma, so that few evaluations find its zero."""
+        return math.log(max(epsilon(math.exp(log_sigma), sample_rate, steps, delta).upper, 1e-300) / target)
+
+    found = math.exp(float(brentq(excess, math.log(low), math.log(high), xtol=_PRECISION / 4)))
+    while epsilon(found, sample_rate, steps, delta).upper > target:
+        found *= 1 + _PRECISION / 4
+    return found
