@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,7 @@ from dpcheck import inputs
 from dpcheck.decompositions import TABLE
 from dpcheck.diagnostic import Location
 from dpcheck.errors import DpcheckError
-from dpcheck.functional import functionalized
+from dpcheck.functional import functionalized, written_constant
 from dpcheck.sandbox import Touched, read_back, sandbox, swapped, tensors_of
 from dpcheck.source import Origin, location_of, origin_here
 
@@ -148,9 +149,10 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
     arguments = (list(parameters.values()), list(buffers.values()), [leaves[i] for i in where], tangent)
     with sandbox(model) as touched:
         try:
-            with _without_fused_layers():
-                trace = make_fx(joint, TABLE, tracing_mode="fake", _error_on_data_dependent_ops=True)
-                graph = trace(*arguments)
+            with _without_fused_layers(), _without_validation():
+                # Tensors that are no inputs (a table in a cache, class weights of the loss) become constants.
+                constants = {"_allow_non_fake_inputs": True, "_error_on_data_dependent_ops": True}
+                graph = make_fx(joint, TABLE, tracing_mode="fake", **constants)(*arguments)
         except DpcheckError:
             raise
         except Exception as error:
@@ -160,6 +162,11 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
         origin = unknown.meta.get("origin")
         reason = f"the shape of a tensor depends on the data ({unknown.target})"
         return CaptureFailure("shape", reason, origin.location if origin else None, touched)
+    written = written_constant(graph)
+    if written is not None:
+        origin = written.meta.get("origin")
+        reason = f"a tensor is written that is neither a parameter nor a buffer of the model ({written.target})"
+        return CaptureFailure("other", reason, origin.location if origin else None, touched)
     # Kernels are chosen as while tracing: other ones lay their results out in other ways.
     with _without_fused_layers():
         graph = functionalized(graph)
@@ -184,6 +191,17 @@ def _without_fused_layers() -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(before)
+
+
+@contextmanager
+def _without_validation() -> Iterator[None]:
+    """Distributions do not look at their arguments: a check of them that raises is no part of what is computed."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _assemble(

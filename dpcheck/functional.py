@@ -62,6 +62,24 @@ def mutates(node: fx.Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
+def written_constant(graph: fx.GraphModule) -> fx.Node | None:
+    """The first op that writes to a tensor of the graph module itself, or to a view of one.
+
+    Such a tensor is no input: what the write leaves in it for later reads would be lost.
+    """
+    constants: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" or (node.target is operator.getitem and node.args[0] in constants):
+            constants.add(node)
+        schema = getattr(node.target, "_schema", None)
+        for argument, given in zip(schema.arguments, node.args, strict=False) if schema is not None else ():
+            shared = argument.alias_info is not None and any(leaf in constants for leaf in pytree.tree_leaves(given))
+            if shared and argument.alias_info.is_write:
+                return node  # type: ignore[no-any-return]
+            constants |= {node} if shared else set()
+    return None
+
+
 def functionalized(graph: fx.GraphModule) -> fx.GraphModule:
     """The same function without mutation, without detaches and without dead nodes."""
     calls = [node for node in graph.graph.nodes if node.op == "call_function"]
