@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.utils.stateless import _reparametrize_module
 
 _CONTAINERS = (list, dict, set)
+_REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass
@@ -71,14 +73,10 @@ def sandbox(model: nn.Module) -> Iterator[Touched]:
     Registered tensors are not copied here: run with :func:`swapped` so that in-place writes reach copies only.
     """
     touched = Touched()
-    snapshots = {
-        path: (module, dict(vars(module)), {k: _freeze(v) for k, v in vars(module).items()})
-        for path, module in model.named_modules()
-    }
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = sorted({t.device.index for t in model.state_dict().values() if isinstance(t, Tensor) and t.is_cuda})
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), kept_attributes(model, touched):
             yield touched
     finally:
         touched.python_random = random.getstate() != python_state or not all(
@@ -86,8 +84,59 @@ def sandbox(model: nn.Module) -> Iterator[Touched]:
         )
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+@contextmanager
+def kept_attributes(model: nn.Module, touched: Touched | None = None) -> Iterator[None]:
+    """Undo what is done to Python attributes of modules, and note in ``touched`` which were changed.
+
+    Tensors that are held as plain attributes, or in lists, dictionaries and sets of them, are attributes too.
+    """
+    snapshots = {
+        path: (module, dict(vars(module)), {k: _freeze(v) for k, v in vars(module).items()})
+        for path, module in model.named_modules()
+    }
+    plain = [held for path, module in model.named_modules() for held in _plain_tensors(path, module)]
+    try:
+        yield
+    finally:
+        for held in plain:
+            if held.written():
+                held.put_back()
+                if touched is not None:
+                    touched.attributes.append(held.name)
         for path, (module, before, frozen) in snapshots.items():
-            touched.attributes += _restore(path, module, before, frozen)
+            changed = _restore(path, module, before, frozen)
+            if touched is not None:
+                touched.attributes += changed
+
+
+@dataclass
+class _Held:
+    """A tensor that is neither parameter nor buffer, as it was."""
+
+    name: str
+    tensor: Tensor
+    version: int
+    copy: Tensor
+
+    def written(self) -> bool:
+        return self.tensor._version != self.version
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            self.tensor.detach().copy_(self.copy)
+
+
+def _plain_tensors(path: str, module: nn.Module) -> Iterator[_Held]:
+    for key, value in vars(module).items():
+        if key in _REGISTERED:
+            continue
+        name = f"{path}.{key}" if path else key
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | set) else [value]
+        for t in inside:
+            if isinstance(t, Tensor) and not isinstance(t, FakeTensor | nn.Parameter) and not t.is_inference():
+                yield _Held(name, t, t._version, t.detach().clone())
 
 
 def _restore(path: str, module: nn.Module, before: dict[str, Any], frozen: dict[str, Any]) -> list[str]:
@@ -96,8 +145,7 @@ def _restore(path: str, module: nn.Module, before: dict[str, Any], frozen: dict[
     for key in set(now) | set(before):
         if key in before and key in now and now[key] is before[key] and _same(frozen[key], now[key]):
             continue
-        registered = key in ("_parameters", "_buffers", "_modules")
-        if not registered and not _same(frozen.get(key), now.get(key)):
+        if key not in _REGISTERED and not _same(frozen.get(key), now.get(key)):
             changed.append(f"{path}.{key}" if path else key)
         if key not in before:
             del now[key]

@@ -1,7 +1,8 @@
 """Per-sample gradients without the graph: ``vmap(grad)`` of the whole model, or one sample at a time.
 
 Both evaluate the loss of a sample on that sample alone, so a gradient depends on one sample by construction.
-Buffers are read, never written.
+Buffers are read, never written, and what the forward leaves on the modules' Python attributes is taken away again:
+neither may carry anything from one sample or step to the next.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from dpcheck import inputs
 from dpcheck.capture import LossFn, check_losses
-from dpcheck.sandbox import swapped, tensors_of
+from dpcheck.sandbox import kept_attributes, swapped, tensors_of
 
 Gradients = tuple[Tensor, dict[str, Tensor]]
 
@@ -41,7 +42,7 @@ def vmap_gradients(model: nn.Module, loss_fn: LossFn, batch: Any) -> Gradients:
         filled = list(leaves)
         for i, row in zip(where, rows, strict=True):
             filled[i] = row.unsqueeze(0)
-        with swapped(model, {**parameters, **frozen, **buffers}):
+        with kept_attributes(model), swapped(model, {**parameters, **frozen, **buffers}):
             losses = loss_fn(model, pytree.tree_unflatten(filled, spec))
         check_losses(losses, 1)
         return losses[0], losses[0].detach()
@@ -59,7 +60,7 @@ def single_gradient(model: nn.Module, loss_fn: LossFn, batch: Any, index: int) -
     """Loss [] and gradients of sample ``index``, computed on that sample alone."""
     trainable, frozen, buffers = _copies(model)
     leaves = {name: p.clone().requires_grad_() for name, p in trainable.items()}
-    with torch.enable_grad(), swapped(model, {**leaves, **frozen, **buffers}):
+    with torch.enable_grad(), kept_attributes(model), swapped(model, {**leaves, **frozen, **buffers}):
         losses = loss_fn(model, inputs.take(batch, [index]))
         check_losses(losses, 1)
         found: Any = [None] * len(leaves)

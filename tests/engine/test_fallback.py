@@ -158,3 +158,42 @@ def test_buffers_are_read_and_never_written():
     model, x = Tracking(4).double(), floats()
     fallback.single_gradients(model, output_losses, (x,))
     assert not model.running_mean.any()
+
+
+class Replaces(nn.Linear):
+    """Keeps a mean of past activations in an attribute, which scales later ones."""
+
+    mean = 0.0
+
+    def forward(self, x):
+        h = super().forward(x)
+        out = h * (1 + self.mean)
+        self.mean = self.mean + h.detach().mean()
+        return out
+
+
+class Writes(nn.Linear):
+    """The same in a tensor that is no buffer."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.held = {"mean": torch.zeros((), dtype=torch.float64)}
+
+    def forward(self, x):
+        h = super().forward(x)
+        out = h * (1 + self.held["mean"])
+        self.held["mean"].add_(h.detach().mean())
+        return out
+
+
+@pytest.mark.parametrize("kind", [Replaces, Writes])
+@pytest.mark.parametrize("method", ["vmap", "single"])
+def test_nothing_on_the_modules_carries_one_sample_to_another(kind, method):
+    model, x = kind(4, 3).double(), floats()
+    clipper = Clipper(model, output_losses, max_grad_norm=0.5)
+    clipper.method = method
+    first, second = clipper((x,)), clipper((x,))
+    torch.testing.assert_close(first.norms, second.norms, rtol=0, atol=0)
+    apart = clipper((torch.cat([x[:1], 100 * x[1:]]),))
+    torch.testing.assert_close(apart.norms[0], first.norms[0])
+    assert not (model.mean if kind is Replaces else model.held["mean"])
