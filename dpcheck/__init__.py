@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dpcheck.engine.trainer import PrivacyEngine
     from dpcheck.errors import DpcheckError
     from dpcheck.fixer import fix
+    from dpcheck.records import by_user
+    from dpcheck.unit import Unit
     from dpcheck.verification import verify
 
 __version__ = "0.1.0"
@@ -24,6 +26,8 @@ __all__ = [
     "Location",
     "PrivacyEngine",
     "Report",
+    "Unit",
+    "by_user",
     "check",
     "engine",
     "fix",
@@ -39,6 +43,8 @@ _HOMES = {
     "DpcheckError": "dpcheck.errors",
     "Diagnostic": "dpcheck.diagnostic",
     "Location": "dpcheck.diagnostic",
+    "Unit": "dpcheck.unit",
+    "by_user": "dpcheck.records",
     "Report": "dpcheck.diagnostic",
 }
 

@@ -18,6 +18,7 @@ from dpcheck.samplesets import analyse, parameter_facts
 from dpcheck.samplesets.batch_size import size_events
 from dpcheck.samplesets.placement import place_events
 from dpcheck.source import Origin
+from dpcheck.unit import Unit, adapted
 
 # Two batch sizes that differ: what holds at one size by accident does not hold at both.
 SIZES = (5, 7)
@@ -25,22 +26,24 @@ SIZES = (5, 7)
 CERTAIN = 1e-2
 
 
-def check(model: nn.Module, loss_fn: LossFn, batch: Any) -> Report:
+def check(model: nn.Module, loss_fn: LossFn, batch: Any, *, unit: Unit | None = None) -> Report:
     """Can ``model`` be trained with DP-SGD on ``loss_fn``, and will the guarantee be true?
 
     Args:
         model: in the train/eval state in which it will be trained. It is left exactly as it was.
         loss_fn: ``loss_fn(model, batch) -> losses [B]``, one loss per sample.
         batch: any pytree whose tensors have samples on axis 0; a few samples are enough.
+        unit: what one sample is, if it is not one index of axis 0; see :class:`dpcheck.Unit`.
 
     Returns:
         The report. ``report.ok`` is true only for a proof without findings.
 
     Raises:
-        DpcheckError: if the model or loss raises on the batch, the losses are not [B] or not finite, or no
-            parameter is trainable.
+        DpcheckError: if the model or loss raises on the batch, the losses are not [B] or not finite, no parameter is
+            trainable, or the unit does not fit the batch.
     """
     start = time.perf_counter()
+    loss_fn, batch = adapted(unit, loss_fn, batch)
     facts = find_facts(model, loss_fn, batch)
     diagnostics = registry.apply(RULES, facts)
     return Report(
@@ -49,7 +52,7 @@ def check(model: nn.Module, loss_fn: LossFn, batch: Any) -> Report:
         buffers=facts.buffers,
         parameters=facts.parameters,
         method=_method(facts),
-        notes=_notes(facts),
+        notes=(*([f"unit: {unit}"] if unit is not None else []), *_notes(facts)),
         seconds=time.perf_counter() - start,
     )
 

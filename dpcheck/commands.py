@@ -16,7 +16,7 @@ from dpcheck.cli import CLEAN, FINDINGS
 from dpcheck.config import Settings, settings_of
 from dpcheck.diagnostic import Report
 from dpcheck.errors import DpcheckError
-from dpcheck.fixer import fix
+from dpcheck.fixer import FixResult, fix
 from dpcheck.private_run import train
 from dpcheck.report import full, json, tables, terminal
 from dpcheck.target import Target, load
@@ -65,7 +65,7 @@ class _Run:
         return CLEAN if report.ok or options.exit_zero else FINDINGS
 
     def _check(self, target: Target) -> Report:
-        report = check(target.model, target.loss_fn, target.batch)
+        report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
         self.document["check"] = report
         full.show(self.out, report, f"{target.path}:{target.symbol}", brief=self.options.quiet)
         if self.options.show == "parameters":
@@ -74,7 +74,7 @@ class _Run:
 
     def _fix(self, target: Target) -> tuple[nn.Module, Report]:
         self.progress.rule("fix", style="dim")
-        result = fix(target.model, target.loss_fn, target.batch, unsafe=self.options.unsafe_fixes)
+        result = self._fixed(target)
         self.document["fix"] = {
             "changes": result.changes,
             "loss_change": result.loss_change,
@@ -84,8 +84,12 @@ class _Run:
         full.show(self.out, result.report, "after the fixes", brief=self.options.quiet)
         return result.model, result.report
 
+    def _fixed(self, target: Target) -> FixResult:
+        unsafe = self.options.unsafe_fixes
+        return fix(target.model, target.loss_fn, target.batch, unsafe=unsafe, unit=target.unit)
+
     def _diff(self, target: Target) -> None:
-        result = fix(target.model, target.loss_fn, target.batch, unsafe=self.options.unsafe_fixes)
+        result = self._fixed(target)
         tables.show_changes(self.out, result, done="would fix")
         full.show_diff(self.out, str(target.model), str(result.model))
 
@@ -99,7 +103,7 @@ class _Run:
 
     def _verify(self, model: nn.Module, target: Target) -> None:
         self.progress.rule("verify", style="dim")
-        proof = verify(model, target.loss_fn, target.batch)
+        proof = verify(model, target.loss_fn, target.batch, unit=target.unit)
         self.document["verify"] = proof
         tables.show_proof(self.progress, proof)
         if not proof.ok:

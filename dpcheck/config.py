@@ -12,10 +12,12 @@ import torch
 from torch.optim import Optimizer
 
 from dpcheck.capture import run_losses
-from dpcheck.engine.sampling import Loader, map_style
+from dpcheck.engine.sampling import Loader
 from dpcheck.engine.settings import settle
 from dpcheck.errors import DpcheckError
+from dpcheck.records import map_style, unit_of
 from dpcheck.target import Target, blaming
+from dpcheck.unit import Unit, adapted
 
 DEFAULTS: dict[str, Any] = {"epsilon": 8.0, "delta": 1e-5, "epochs": 20, "batch_size": 256, "max_grad_norm": 1.0}
 _OPTIONS = {
@@ -37,13 +39,14 @@ class Settings:
     """A private run.
 
     Attributes:
-        epsilon, delta: the guarantee to reach, for one record added or removed.
+        epsilon, delta: the guarantee to reach, for one unit added or removed.
         epochs: expected passes over the data.
         batch_size: expected size of a Poisson sample.
-        max_grad_norm: L2 norm to which each record's gradient is clipped.
+        max_grad_norm: L2 norm to which each unit's gradient is clipped.
         seed: of a repeatable run, which is not private.
         baseline: also train without privacy.
-        dataset: map-style; one item is one record.
+        dataset: map-style; one item is one unit: a record, or a user.
+        unit: where it lies in a batch.
         collate: list of records -> batch, if the file defines it.
         make_optimizer: parameters -> optimizer.
         save: where the trained weights go.
@@ -57,6 +60,7 @@ class Settings:
     seed: int | None
     baseline: bool
     dataset: Any
+    unit: Unit
     collate: Callable[[list[Any]], Any] | None
     make_optimizer: Callable[[Any], Optimizer]
     save: Path | None
@@ -82,6 +86,7 @@ def settings_of(target: Target, options: argparse.Namespace) -> Settings:
         seed=options.seed,
         baseline=not options.no_baseline,
         dataset=map_style(dataset),
+        unit=unit_of(dataset, target.unit),
         collate=getattr(target.module, "collate", None),
         make_optimizer=_optimizer(target, options.lr),
         save=_writable(options.save),
@@ -117,6 +122,7 @@ def _refuse_unreachable(settings: Settings) -> None:
             physical_batch_size=None,
             seed=settings.seed,
             secure=False,
+            unit=settings.unit,
         )
     except DpcheckError as error:
         option = _OPTIONS.get(error.where or "")
@@ -126,12 +132,13 @@ def _refuse_unreachable(settings: Settings) -> None:
 
 def _refuse_misfit(target: Target, settings: Settings) -> None:
     """The first records, as a batch, must go through the model as the sample batch does."""
-    run_losses(target.model, target.loss_fn, target.batch)  # what fails here is not the records' fault
+    loss_fn, sample = adapted(target.unit, target.loss_fn, target.batch)
+    run_losses(target.model, loss_fn, sample)  # what fails here is not the records' fault
     few = torch.arange(min(8, len(settings.dataset)))
     with blaming("the first records of train_dataset() could not be read", target.path):
-        batch = Loader(settings.dataset, settings.collate, len(few)).collate(few)
+        batch = Loader(settings.dataset, settings.collate, len(few), settings.unit).collate(few)
     try:
-        run_losses(target.model, target.loss_fn, batch)
+        run_losses(target.model, settings.unit.loss(target.loss_fn), batch)
     except DpcheckError as error:
         raise DpcheckError(
             f"the records of train_dataset() do not fit: {error.what}",

@@ -20,6 +20,7 @@ from dpcheck.fixes.layers import BatchNormTo, Refusal, Remedy, is_frozen_batch_n
 from dpcheck.fixes.optimizer import repoint
 from dpcheck.fixes.trial import Seen, judge, observe, why_broken
 from dpcheck.inputs import batch_size
+from dpcheck.unit import Unit, adapted
 
 __all__ = ["Change", "FixResult", "fix", "freeze_batch_norm", "repoint"]
 
@@ -87,7 +88,7 @@ Reasons = dict[tuple[str, str], str]
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is fixed, and what is known of it before any fix."""
+    """What is fixed, and what is known of it before any fix. ``rows`` is how many a layer sees of all samples."""
 
     model: nn.Module
     loss_fn: LossFn
@@ -95,10 +96,17 @@ class _Subject:
     before: Report
     seen: Mapping[str, Seen]
     evaluates: bool
+    rows: int
 
 
 def fix(
-    model: nn.Module, loss_fn: LossFn, batch: Any, *, unsafe: bool = False, batch_norm_to: BatchNormTo = "group"
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: Any,
+    *,
+    unsafe: bool = False,
+    batch_norm_to: BatchNormTo = "group",
+    unit: Unit | None = None,
 ) -> FixResult:
     """Mend what can be mended, in a copy of the model.
 
@@ -108,6 +116,7 @@ def fix(
         unsafe: also apply fixes that change the function, such as batch norm to group norm.
         batch_norm_to: what batch norm becomes: ``group``; ``layer`` (one group); ``instance`` (a group a channel);
             ``frozen`` (its running statistics for good: they must then come from public data).
+        unit: as for :func:`dpcheck.check`.
 
     Returns:
         The new model, what was changed and what was not, and the check of the new model. A fix is rolled back, and
@@ -121,12 +130,15 @@ def fix(
     if batch_norm_to not in get_args(BatchNormTo):
         known = ", ".join(get_args(BatchNormTo))
         raise DpcheckError(f"batch norm cannot become {batch_norm_to!r}", "batch_norm_to", f"choose one of: {known}")
-    before = check(model, loss_fn, batch)
+    given = loss_fn, batch
+    loss_fn, batch = adapted(unit, *given)
+    before = check(model, *given, unit=unit)
     frozen = [path for path, module in model.named_modules() if is_frozen_batch_norm(module)]
     paths = {*frozen, *(d.module for d in before.diagnostics if d.module is not None)}
     seen = observe(model, loss_fn, batch, paths)
     evaluates = not why_broken(duplicate(model).model, loss_fn, batch, (), evaluating=True)
-    subject = _Subject(model, loss_fn, batch, before, seen, evaluates)
+    rows = batch_size(batch) * (unit.length if unit is not None else 1)
+    subject = _Subject(model, loss_fn, batch, before, seen, evaluates, rows)
     plans = _for_findings(subject, unsafe, batch_norm_to)
     plans += [_for_frozen(path, model.get_submodule(path)) for path in frozen]
     order = [path for path, _ in model.named_modules()]
@@ -138,7 +150,7 @@ def fix(
         copied = duplicate(model)
         fixed, measured, failures = _attempt(copied.model, active, subject)
         failures = failures or _broken(fixed, active, subject)
-        report = None if failures else check(fixed, loss_fn, batch)
+        report = None if failures else check(fixed, *given, unit=unit)
         failures = failures or _not_better(active, report, before)
         if report is not None and not failures:
             break
@@ -206,7 +218,6 @@ def _attempt(
     current: dict[int, nn.Module] = {}
     measured: dict[tuple[str, str], float | None] = {}
     failures: Reasons = {}
-    size = batch_size(subject.batch)
     for plan, target in targets:
         now = current.get(id(target), target)
         old = duplicate(now).model if id(target) in current else subject.model.get_submodule(plan.path)
@@ -219,7 +230,7 @@ def _attempt(
         fixed = replace_everywhere(fixed, now, new)
         if plan.path in subject.seen:
             safe = plan.change.applicability == "safe"
-            judgement = judge(old, new, subject.seen[plan.path], safe=safe, size=size)
+            judgement = judge(old, new, subject.seen[plan.path], safe=safe, size=subject.rows)
             measured[_key(plan)] = judgement.output_change
             if judgement.failure:
                 failures[_key(plan)] = judgement.failure

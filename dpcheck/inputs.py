@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +12,24 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dpcheck.errors import DpcheckError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Public:
+    """A tensor of a batch that has no sample axis and is the same for everybody: no pass takes it for data."""
+
+    value: Tensor
+
+    def __repr__(self) -> str:
+        """Tells values apart, for caches and to compare batches."""
+        plain = self.value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest = hashlib.sha256(plain.tobytes()).hexdigest()
+        return f"Public({list(self.value.shape)}, {self.value.dtype}, {digest})"
+
+    def fresh(self, device: torch.device | None) -> Tensor:
+        """A copy, also where a graph is captured and only tensors that belong to it may be used."""
+        copy: Tensor = torch.ops.aten.lift_fresh_copy.default(self.value)
+        return copy if device is None else copy.to(device)
 
 
 def tensors(batch: Any) -> list[tuple[str, Tensor]]:
@@ -60,4 +80,10 @@ def take(batch: Any, indices: Sequence[int] | Tensor) -> Any:
 
 def to_dtype(batch: Any, dtype: torch.dtype) -> Any:
     """``batch`` with its floating-point tensors in ``dtype``; the others as they are."""
-    return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
+
+    def converted(leaf: Any) -> Any:
+        if isinstance(leaf, Public):
+            return Public(converted(leaf.value))
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return pytree.tree_map(converted, batch)

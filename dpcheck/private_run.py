@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from dpcheck.config import Settings
+from dpcheck.engine.sampling import Loader
 from dpcheck.engine.trainer import PrivacyEngine
 from dpcheck.errors import DpcheckError
 from dpcheck.fixes.copying import duplicate
+from dpcheck.records import UserData
 from dpcheck.target import Target, blaming
 
 
@@ -51,6 +53,7 @@ def train(target: Target, model: nn.Module, settings: Settings, console: Console
         epochs=settings.epochs,
         seed=settings.seed,
         collate_fn=settings.collate,
+        unit=settings.unit,
     )
     s = engine.settings
     console.print(
@@ -74,14 +77,14 @@ def train(target: Target, model: nn.Module, settings: Settings, console: Console
 def _plainly(target: Target, model: nn.Module, settings: Settings, steps: int) -> None:
     """The same number of steps and optimizer, with shuffled batches of the same size, no clipping and no noise."""
     optimizer = settings.make_optimizer([p for p in model.parameters() if p.requires_grad])
-    loader: DataLoader[Any] = DataLoader(
-        settings.dataset, settings.batch_size, shuffle=True, collate_fn=settings.collate
-    )
+    read = Loader(settings.dataset, settings.collate, settings.batch_size, settings.unit).collate
+    loss_fn = settings.unit.loss(target.loss_fn)
+    order = TensorDataset(torch.arange(len(settings.dataset)))
     taken = 0
     while taken < steps:
-        for batch in loader:
+        for (indices,) in DataLoader(order, settings.batch_size, shuffle=True):
             optimizer.zero_grad()
-            target.loss_fn(model, batch).mean().backward()
+            loss_fn(model, read(indices)).mean().backward()
             optimizer.step()
             taken += 1
             if taken == steps:
@@ -97,7 +100,9 @@ def _evaluate(target: Target, model: nn.Module, settings: Settings) -> dict[str,
         if callable(evaluate):
             metrics = evaluate(model)
         elif callable(make_dataset):
-            loader: DataLoader[Any] = DataLoader(make_dataset(), settings.batch_size, collate_fn=settings.collate)
+            dataset = make_dataset()
+            records = dataset.dataset if isinstance(dataset, UserData) else dataset
+            loader: DataLoader[Any] = DataLoader(records, settings.batch_size, collate_fn=settings.collate)
             losses = [target.loss_fn(model, batch) for batch in loader]
             metrics = {"test loss": torch.cat(losses).double().mean().item()}
     for module, mode in training.items():

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from dpcheck import inputs
 from dpcheck.cases import Case
+from dpcheck.unit import Unit
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 _SIZES = st.integers(1, 4)
@@ -36,11 +37,15 @@ def _case(draw: Draw, layer: str, *tensors: str, dtype: str) -> Case:
 
 
 @st.composite
-def batches(draw: Draw, like: Any, max_size: int = 5) -> Any:
+def batches(draw: Draw, like: Any, max_size: int = 5, unit: Unit | None = None) -> Any:
     """Batches of 1 to ``max_size`` samples made from those of ``like`` (any pytree of tensors, samples on axis 0).
+
+    With ``unit``, ``like`` and the batches are in the layout that it declares.
 
     Samples repeat and change order; floating-point ones are also scaled, down to zeros and up by 30.
     """
+    unit = unit or Unit()
+    like = unit.canonical(like)
     have = inputs.batch_size(like)
     picks = draw(st.lists(st.integers(0, have - 1), min_size=1, max_size=max_size))
     scales = draw(st.lists(st.sampled_from([1.0, 0.0, 1e-3, -2.0, 30.0]), min_size=len(picks), max_size=len(picks)))
@@ -50,7 +55,7 @@ def batches(draw: Draw, like: Any, max_size: int = 5) -> Any:
             return t
         return t * torch.tensor(scales, dtype=t.dtype, device=t.device).view(-1, *[1] * (t.dim() - 1))
 
-    return pytree.tree_map_only(Tensor, scaled, inputs.take(like, picks))
+    return unit.original(pytree.tree_map_only(Tensor, scaled, inputs.take(like, picks)))
 
 
 @st.composite

@@ -16,6 +16,7 @@ from torch import nn
 
 from dpcheck.errors import DpcheckError
 from dpcheck.source import location_of
+from dpcheck.unit import Unit
 
 NAMES = ("model", "create_model", "make_model", "build_model", "net")
 _HOW_MODEL = """add this to the file, or name the model: dpcheck {path}:SYMBOL
@@ -32,6 +33,8 @@ _HOW_BATCH = """add this to the file, with a few samples on axis 0 of every tens
     def sample_batch():
         return torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))"""
 
+_HOW_UNIT = """write unit = dpcheck.Unit(axes=1), say, or give the variable another name"""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -43,6 +46,7 @@ class Target:
         model: the model.
         loss_fn: ``loss_fn(model, batch) -> losses [B]``.
         batch: a few samples.
+        unit: what one sample of the batch is, if the file says so.
         module: the loaded module, for what training needs.
     """
 
@@ -51,6 +55,7 @@ class Target:
     model: nn.Module
     loss_fn: Callable[[Any, Any], Any]
     batch: Any
+    unit: Unit | None
     module: ModuleType
 
 
@@ -67,7 +72,10 @@ def load(text: str) -> Target:
     loss_fn = getattr(module, "loss_fn", None)
     if not callable(loss_fn):
         raise DpcheckError("the file defines no loss_fn(model, batch)", where=str(path), next=_HOW_LOSS)
-    return Target(path, name, model, loss_fn, _batch(module, path), module)
+    unit = getattr(module, "unit", None)
+    if unit is not None and not isinstance(unit, Unit):
+        raise DpcheckError(f"unit is a {type(unit).__name__}, not a dpcheck.Unit", f"{path}:unit", _HOW_UNIT)
+    return Target(path, name, model, loss_fn, _batch(module, path), unit, module)
 
 
 def _split(text: str) -> tuple[Path, str | None]:

@@ -25,6 +25,7 @@ from dpcheck.determinism import FixedChance
 from dpcheck.engine.clipping import Clipper
 from dpcheck.errors import DpcheckError
 from dpcheck.sandbox import sandbox, swapped
+from dpcheck.unit import Unit, adapted
 from dpcheck.verification import Proof, copies, verify
 
 try:
@@ -59,6 +60,7 @@ def assert_sampler_correct(
     loss_fn: LossFn | None = None,
     parameters: Sequence[Tensor] = (),
     method: str | None = None,
+    unit: Unit | None = None,
 ) -> Proof:
     """The per-sample gradients of ``module`` on ``batch`` are those of each sample alone, or AssertionError.
 
@@ -70,6 +72,7 @@ def assert_sampler_correct(
         loss_fn: ``loss_fn(model, batch) -> losses [B]``; if not given, a function of the module's first output.
         parameters: the trainable tensors of a function.
         method: also require that the engine uses it: ``graph`` for the samplers, ``vmap`` or ``single``.
+        unit: what one sample is, if it is not one index of axis 0; see :class:`dpcheck.Unit`.
 
     Returns:
         The proof, to look at.
@@ -82,7 +85,7 @@ def assert_sampler_correct(
         source = f"\nto reproduce:\n{module.script()}"
         module, batch = module.build()
     model = module if isinstance(module, nn.Module) else Applied(module, list(parameters))
-    proof = verify(model, loss_fn or output_losses, batch)
+    proof = verify(model, loss_fn or output_losses, batch, unit=unit)
     if not proof.ok:
         raise AssertionError(f"per-sample gradients are wrong ({_errors(proof)}){source}")
     if method is not None and proof.method != method:
@@ -100,22 +103,24 @@ def _errors(proof: Proof) -> str:
     return "; ".join([*wrong, tolerances])
 
 
-def assert_private(model: nn.Module, loss_fn: LossFn, batch: Any) -> None:
+def assert_private(model: nn.Module, loss_fn: LossFn, batch: Any, *, unit: Unit | None = None) -> None:
     """``dpcheck.check`` proves the model without a finding and ``dpcheck.verify`` its gradients, or AssertionError.
 
     Raises:
         AssertionError: with the findings, or the parameters whose gradients are wrong.
         DpcheckError: as :func:`dpcheck.check`.
     """
-    report = check(model, loss_fn, batch)
+    report = check(model, loss_fn, batch, unit=unit)
     if not report.ok:
         lines = [f"{d.location or d.module or d.parameter or ''} {d.code} {d.message}" for d in report.diagnostics]
         raise AssertionError("\n".join([f"the verdict is {report.verdict}", *lines, *report.notes]))
-    assert_sampler_correct(model, batch, loss_fn=loss_fn)
+    assert_sampler_correct(model, batch, loss_fn=loss_fn, unit=unit)
 
 
-def assert_sensitivity_bounded(model: nn.Module, loss_fn: LossFn, batch: Any, max_grad_norm: float = 1.0) -> None:
-    """No record moves the noiseless clipped sum by more than ``max_grad_norm`` (L2), or AssertionError.
+def assert_sensitivity_bounded(
+    model: nn.Module, loss_fn: LossFn, batch: Any, max_grad_norm: float = 1.0, *, unit: Unit | None = None
+) -> None:
+    """No record (or ``unit``) moves the noiseless clipped sum by more than ``max_grad_norm`` (L2), or AssertionError.
 
     Each record is removed, then replaced by every other one, by itself times 1e4 and by zeros, with fixed chance;
     every sum is compared with the one without the record. A record that the engine refuses moves nothing.
@@ -123,6 +128,7 @@ def assert_sensitivity_bounded(model: nn.Module, loss_fn: LossFn, batch: Any, ma
     Raises:
         DpcheckError: as the engine, for the batch as it is.
     """
+    loss_fn, batch = adapted(unit, loss_fn, batch)
     size = inputs.batch_size(batch)
     bound = max_grad_norm * (1 + max(_ROUNDING[p.dtype] for p in model.parameters() if p.is_floating_point()))
     with sandbox(model), swapped(model, copies(model)), FixedChance():

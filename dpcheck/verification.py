@@ -26,6 +26,7 @@ from dpcheck.proof import ParameterProof, Proof
 from dpcheck.samplesets import analyse
 from dpcheck.sandbox import sandbox, swapped, tensors_of
 from dpcheck.source import location_of
+from dpcheck.unit import Unit, adapted
 
 # By the least precise dtype that the run computes in: the error allowed, and the part of the largest gradient of all
 # parameters below which a parameter's gradient is rounding (a key's bias in attention has none).
@@ -49,7 +50,7 @@ class _Comparison:
     notes: tuple[str, ...]
 
 
-def verify(model: nn.Module, loss_fn: LossFn, batch: Any) -> Proof:
+def verify(model: nn.Module, loss_fn: LossFn, batch: Any, *, unit: Unit | None = None) -> Proof:
     """Compare the engine's gradients, norms and clipped sum with ``vmap(grad)`` and with each sample alone.
 
     In float64, then in the model's own dtype and memory format; on copies of the state, with fixed chance so that
@@ -59,11 +60,13 @@ def verify(model: nn.Module, loss_fn: LossFn, batch: Any) -> Proof:
         model: in the train/eval state in which it will be trained.
         loss_fn: ``loss_fn(model, batch) -> losses [B]``.
         batch: any pytree whose tensors have samples on axis 0.
+        unit: what one sample is, if it is not one index of axis 0; see :class:`dpcheck.Unit`.
 
     Raises:
         DpcheckError: as :func:`dpcheck.check`, and for a model whose samples mix: it has no per-sample gradients.
     """
     start = time.perf_counter()
+    loss_fn, batch = adapted(unit, loss_fn, batch)
     run_losses(model, loss_fn, batch)
     if not any(p.requires_grad for p in model.parameters()):
         raise DpcheckError(

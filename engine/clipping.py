@@ -19,6 +19,7 @@ from dpcheck.capture import CaptureFailure, LossFn, capture
 from dpcheck.errors import DpcheckError
 from dpcheck.facts import Event
 from dpcheck.samplesets import analyse
+from dpcheck.unit import Unit, adapted
 
 Method = Literal["auto", "graph", "vmap", "single"]
 _CACHE = 16
@@ -244,15 +245,17 @@ def _mixing(event: Event) -> DpcheckError:
 
 
 def clipped_grads(
-    model: nn.Module, loss_fn: LossFn, batch: Any, max_grad_norm: float = 1.0
+    model: nn.Module, loss_fn: LossFn, batch: Any, max_grad_norm: float = 1.0, *, unit: Unit | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The sum over the batch of clipped per-sample gradients, by parameter name, and the norms [B] before clipping.
 
-    There is no noise in it: this is not private, and is meant for tests and for engines of your own.
+    There is no noise in it: this is not private, and is meant for tests and for engines of your own. A sample is one
+    index of axis 0 of every tensor, or what ``unit`` says (:class:`dpcheck.Unit`).
 
     Raises:
         DpcheckError: as :class:`Clipper`.
     """
+    loss_fn, batch = adapted(unit, loss_fn, batch)
     result = Clipper(model, loss_fn, max_grad_norm=max_grad_norm)(batch)
     return result.grads, result.norms
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +10,11 @@ import numpy as np
 import torch
 from dpcheck.engine.streams import Stream
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, default_collate
 
 from dpcheck import inputs
 from dpcheck.errors import DpcheckError
-
-CollateFn = Callable[[list[Any]], Any]
+from dpcheck.records import CollateFn, map_style, read
+from dpcheck.unit import Unit, constants
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +79,16 @@ class Loader:
         dataset: has ``__len__`` and ``__getitem__``.
         collate_fn: list of records -> batch; ``torch.utils.data.default_collate`` if None.
         size: samples in a physical batch.
+        unit: what one sample is; its items are users if ``dataset`` is one of users.
 
     Raises:
         DpcheckError: if the data set is no map-style data set, or is empty.
     """
 
-    def __init__(self, dataset: Any, collate_fn: CollateFn | None, size: int) -> None:
+    def __init__(self, dataset: Any, collate_fn: CollateFn | None, size: int, unit: Unit | None = None) -> None:
         self.dataset, self.collate_fn, self.size = map_style(dataset), collate_fn, size
+        self.unit = unit or Unit()
+        self._constants: tuple[str, ...] | None = None
 
     def chunks(self, indices: Tensor) -> tuple[Tensor, ...]:
         """``indices`` in order, at most ``size`` at a time; none at all if there are none."""
@@ -100,50 +101,31 @@ class Loader:
             DpcheckError: if ``collate_fn`` does not return one sample for each record.
         """
         data, real = self.collate(indices), len(indices)
-        got = inputs.batch_size(data)
-        if got != real:
-            raise DpcheckError(
-                f"collate_fn returned {got} samples for {real} records; the guarantee is for records, one sample each",
-                where="collate_fn",
-                next="return exactly one sample for each record, with all that belongs to it on axis 0",
-            )
         if real < self.size:
             data = inputs.take(data, [*range(real), *[0] * (self.size - real)])
         return PhysicalBatch(data, (torch.arange(self.size) < real).float(), real)
 
     def collate(self, indices: Tensor) -> Any:
-        """The records ``indices`` as one batch, without padding."""
-        if self.collate_fn is None and type(self.dataset) is TensorDataset:
-            return [t[indices.to(t.device)] for t in self.dataset.tensors]
-        collate = self.collate_fn or default_collate
-        return collate([self.dataset[i] for i in indices.tolist()])
+        """The records ``indices`` as one batch with samples on axis 0, without padding.
 
-
-def map_style(dataset: Any) -> Any:
-    """``dataset``, if each of its records can be drawn on its own.
-
-    Raises:
-        DpcheckError: for a loader, a sampler, an iterable data set, a tuple of tensors, an empty data set.
-    """
-    if isinstance(dataset, (DataLoader, Sampler)):
-        raise DpcheckError(
-            f"dataset is a {type(dataset).__name__}, whose batches are not the Poisson samples that are accounted for",
-            where="dataset",
-            next="pass the data set itself (and collate_fn=...); PrivacyEngine draws the samples",
-        )
-    if isinstance(dataset, tuple) and dataset and all(isinstance(t, Tensor) for t in dataset):
-        raise DpcheckError(
-            "dataset is a tuple of tensors, whose items are not records",
-            where="dataset",
-            next="pass torch.utils.data.TensorDataset(*tensors)",
-        )
-    map_like = isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
-    if isinstance(dataset, (IterableDataset, dict)) or not map_like:
-        raise DpcheckError(
-            f"dataset is a {type(dataset).__name__}, from which single records cannot be drawn by number",
-            where="dataset",
-            next="pass a map-style data set: __len__() and __getitem__(i) for i from 0",
-        )
-    if len(dataset) == 0:
-        raise DpcheckError("the data set is empty", where="dataset")
-    return dataset
+        Raises:
+            DpcheckError: as :meth:`read`; if a public constant of the batch is not what it was in the first batch.
+        """
+        data, noun = self.unit.canonical(read(self.dataset, indices, self.collate_fn)), self.unit.noun
+        got, real = inputs.batch_size(data), len(indices)
+        if got != real:
+            raise DpcheckError(
+                f"collate_fn returned {got} samples for {real} {noun}s; the guarantee is for {noun}s, one sample each",
+                where="collate_fn",
+                next=f"return exactly one sample for each {noun}, with all that belongs to it on axis 0, or declare "
+                "where it is: unit=dpcheck.Unit(axes=..., rows=...)",
+            )
+        found = constants(data)
+        if self._constants not in (None, found):
+            raise DpcheckError(
+                "a tensor that is declared to have no record axis is not the same in every batch, so it is not public",
+                where="Unit.axes",
+                next="declare its record axis, or leave the tensor out of the batch and keep it in the model",
+            )
+        self._constants = found
+        return data

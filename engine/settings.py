@@ -10,6 +10,9 @@ from dpcheck.engine import accounting
 from dpcheck.engine.sampling import physical_size
 
 from dpcheck.errors import DpcheckError
+from dpcheck.unit import Unit
+
+_RECORDS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Settings:
     """A run of DP-SGD.
 
     Attributes:
-        dataset_size: N, records.
+        dataset_size: N, records or users.
         expected_batch_size: B. The sample rate is B / N, and gradients are divided by B, whatever was drawn.
         max_grad_norm: C.
         noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
@@ -27,6 +30,7 @@ class Settings:
         target_epsilon: for which the noise was calibrated, if it was.
         seed: of a run that is not private; None otherwise.
         secure: cryptographic randomness and integer arithmetic.
+        unit: what is protected; the data set has N of them.
     """
 
     dataset_size: int
@@ -39,6 +43,7 @@ class Settings:
     target_epsilon: float | None
     seed: int | None
     secure: bool
+    unit: Unit
 
     @property
     def sample_rate(self) -> float:
@@ -57,7 +62,8 @@ class Settings:
             notes.append("NOT PRIVATE: noise_multiplier=0 adds no noise, so epsilon is infinite")
         if self.delta > 1 / self.dataset_size:
             notes.append(
-                f"delta={self.delta:g} is above 1/{self.dataset_size}: it would allow publishing a random record"
+                f"delta={self.delta:g} is above 1/{self.dataset_size}: it would allow publishing a random "
+                f"{self.unit.noun}"
             )
         return tuple(notes)
 
@@ -75,6 +81,7 @@ def settle(
     physical_batch_size: int | None,
     seed: int | None,
     secure: bool,
+    unit: Unit,
 ) -> Settings:
     """Checks the arguments and calibrates the noise.
 
@@ -84,7 +91,7 @@ def settle(
     batch = _whole("expected_batch_size", expected_batch_size)
     if batch > dataset_size:
         raise DpcheckError(
-            f"expected_batch_size={batch} is more than the {dataset_size} records of the data set",
+            f"expected_batch_size={batch} is more than the {dataset_size} {unit.noun}s of the data set",
             where="expected_batch_size",
         )
     max_grad_norm = _number("max_grad_norm", max_grad_norm)
@@ -114,21 +121,24 @@ def settle(
         noise_multiplier=noise,
         delta=delta,
         steps=steps,
-        physical_batch_size=_physical(physical_batch_size, batch, dataset_size, secure),
+        physical_batch_size=_physical(physical_batch_size, batch, dataset_size, secure, unit),
         target_epsilon=target_epsilon,
         seed=seed,
         secure=secure,
+        unit=unit,
     )
 
 
-def _physical(given: int | None, expected: int, dataset_size: int, secure: bool) -> int:
+def _physical(given: int | None, expected: int, dataset_size: int, secure: bool, unit: Unit) -> int:
     if given is not None:
         given = _whole("physical_batch_size", given)
     if not secure:
-        return physical_size(expected, dataset_size) if given is None else given
+        # As many records at once for users as without them.
+        limit = max(1, _RECORDS_AT_ONCE // (unit.max_rows or 1))
+        return physical_size(expected, dataset_size, limit) if given is None else given
     if given not in (None, 1):
         raise DpcheckError(
-            f"physical_batch_size={given} with secure=True: each record's gradient is put on the grid by itself",
+            f"physical_batch_size={given} with secure=True: each {unit.noun}'s gradient is put on the grid by itself",
             where="physical_batch_size",
             next="leave physical_batch_size out",
         )

@@ -8,6 +8,9 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.ledger import Ledger
 from dpcheck.engine.settings import Settings
+from torch.utils import _pytree as pytree
+
+from dpcheck.unit import Unit
 
 
 def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, method: str) -> str:
@@ -19,28 +22,42 @@ def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, meth
         claim = "No guarantee: steps in the ledger had no noise, so epsilon is infinite."
     else:
         claim = f"({at_most(bounds.upper)}, {settings.delta:g})-differential privacy."
+    noun = settings.unit.noun
     lines = [
         *(f"! {note}" for note in settings.notes()),
         claim,
         f"Epsilon: at most {at_most(bounds.upper, 6)} and at least {at_least(bounds.lower, 6)}, "
         f"at delta = {settings.delta:g} (accountant: {bounds.method}).",
-        "Unit and adjacency: one record of the data set is added or removed.",
-        "Mechanism: DP-SGD. Each record's gradient, over all trainable parameters, is clipped to L2 norm "
+        f"Unit and adjacency: {_unit(settings.unit)}",
+        f"Mechanism: DP-SGD. Each {noun}'s gradient, over all trainable parameters, is clipped to L2 norm "
         f"{settings.max_grad_norm:g}; the sum gets Gaussian noise of standard deviation "
         f"{settings.noise_multiplier:g} x {settings.max_grad_norm:g}, once for each step, and is divided by "
         f"{settings.expected_batch_size}.",
-        f"Sampling: Poisson, each of {settings.dataset_size} records with probability "
+        f"Sampling: Poisson, each of {settings.dataset_size} {noun}s with probability "
         f"{settings.expected_batch_size}/{settings.dataset_size} = {settings.sample_rate:.6g} in each step.",
         f"Steps: {ledger.steps(run)} of {settings.steps} in this run, {ledger.steps()} in the whole ledger; all count.",
         *_other_settings(settings, ledger),
         f"Per-sample gradients: {method}.",
         f"Randomness: {randomness(settings)}.",
-        "Treated as public: the number of records, all settings above, the model and the code.",
+        f"Treated as public: the number of {noun}s, {_constants(settings.unit)}all settings above, the model and the "
+        "code.",
         "Not private, not to be published: the loss, the clipped fraction, the drawn batches, errors naming samples.",
         "Not accounted for: choosing hyper-parameters, decisions taken from validation data or from the values above, "
         "runs that are not in this ledger, and anything else computed from the same records.",
     ]
     return "\n".join(lines)
+
+
+def _unit(unit: Unit) -> str:
+    change = f"one {unit.noun} of the data set is added or removed"
+    if unit.max_rows is not None:
+        change += f" with all of their records, at most {unit.max_rows} of which are used"
+    return f"{change}." if unit.is_default else f"{change}; a record is {unit.record}."
+
+
+def _constants(unit: Unit) -> str:
+    has_some = any(axis is None for axis in pytree.tree_leaves(unit.axes))
+    return "the tensors of a batch that are declared to have no record axis, " if has_some else ""
 
 
 def at_most(value: float, digits: int = 4) -> str:

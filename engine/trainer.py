@@ -15,7 +15,7 @@ from dpcheck.engine.clipping import Clipped, Clipper
 from dpcheck.engine.ledger import Ledger, StepRecord, new_run
 from dpcheck.engine.metrics import Bar, Metrics
 from dpcheck.engine.noise import Gaussian, GridGaussian, Mechanism
-from dpcheck.engine.sampling import CollateFn, Loader, LogicalBatch, PhysicalBatch, map_style, poisson
+from dpcheck.engine.sampling import Loader, LogicalBatch, PhysicalBatch, poisson
 from dpcheck.engine.settings import Settings, settle
 from dpcheck.engine.statement import statement
 from dpcheck.engine.streams import KeyedStreams, Streams, SystemStreams
@@ -26,6 +26,8 @@ from torch.utils import _pytree as pytree
 
 from dpcheck.capture import LossFn
 from dpcheck.errors import DpcheckError
+from dpcheck.records import CollateFn, map_style, unit_of
+from dpcheck.unit import Unit
 
 log = logging.getLogger("dpcheck")
 
@@ -58,7 +60,7 @@ class PrivacyEngine:
         model: an ``nn.Module`` in the train/eval state in which it is to be trained.
         loss_fn: ``loss_fn(model, batch) -> losses [B]``.
         optimizer: holds exactly the trainable parameters of the model (frozen ones may be in it).
-        dataset: map-style; one item is one record, the unit of privacy.
+        dataset: map-style; one item is one record, the unit of privacy, or one user (:func:`dpcheck.by_user`).
         expected_batch_size: B. Each record is drawn with probability B / len(dataset); gradients are divided by B.
         max_grad_norm: C, L2 norm to which each record's gradient is clipped.
         delta: of the guarantee; at most 1 / len(dataset).
@@ -72,6 +74,8 @@ class PrivacyEngine:
         check: run :func:`dpcheck.check` on a few records first and refuse a model with findings.
         ledger: path of a file that records every step before its data is read, so that a crash can only over-count.
             Steps already in it count, whichever run they belong to.
+        unit: where a record lies in the batches of ``collate_fn``, if it is not one index of axis 0
+            (:class:`dpcheck.Unit`); a data set of users knows its own.
 
     Raises:
         DpcheckError: for each argument that is wrong, by name and value; for a model that the check refuses.
@@ -97,6 +101,7 @@ class PrivacyEngine:
         collate_fn: CollateFn | None = None,
         check: bool = True,
         ledger: str | os.PathLike[str] | None = None,
+        unit: Unit | None = None,
         _clipper: Callable[..., ClipperLike] = Clipper,
     ) -> None:
         refuse_ranks()
@@ -112,16 +117,18 @@ class PrivacyEngine:
             physical_batch_size=physical_batch_size,
             seed=seed,
             secure=secure,
+            unit=unit_of(dataset, unit),
         )
-        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+        self.model, self.loss_fn, self.optimizer, unit = model, loss_fn, optimizer, self.settings.unit
         self._watch = Watch(model, optimizer)
-        self._loader = Loader(dataset, collate_fn, self.settings.physical_batch_size)
+        self._loader = Loader(dataset, collate_fn, self.settings.physical_batch_size, unit)
         self.ledger = Ledger(ledger)
         self.run = new_run()
         refuse_ledger(self.ledger, self.settings, self._record(self.run))
         few = torch.arange(min(8, self.settings.dataset_size))
-        method = checked_method(model, loss_fn, self._on_device(self._loader.collate(few))) if check else "auto"
-        self._clipper = _clipper(model, loss_fn, max_grad_norm=self.settings.max_grad_norm, method=method)
+        losses = unit.loss(loss_fn)
+        method = checked_method(model, losses, self._on_device(self._loader.collate(few))) if check else "auto"
+        self._clipper = _clipper(model, losses, max_grad_norm=self.settings.max_grad_norm, method=method)
         mechanism = GridGaussian if secure else Gaussian
         self._mechanism: Mechanism = mechanism(self.settings.noise_multiplier, self.settings.max_grad_norm)
         self._streams = self._new_streams()
@@ -194,13 +201,13 @@ class PrivacyEngine:
         return self.epsilon()
 
     def _draw(self) -> LogicalBatch:
-        if len(self._loader.dataset) != self.settings.dataset_size:
+        step, s = self.steps_taken, self.settings
+        if len(self._loader.dataset) != s.dataset_size:
             raise DpcheckError(
-                f"the data set has {len(self._loader.dataset)} records now, and {self.settings.dataset_size} at first",
+                f"the data set has {len(self._loader.dataset)} {s.unit.noun}s now, and {s.dataset_size} at first",
                 where="dataset",
                 next="make a new PrivacyEngine with the new data set and the same ledger",
             )
-        step, s = self.steps_taken, self.settings
         stream = self._streams.stream("sampling", step)
         return LogicalBatch(step, poisson(s.dataset_size, s.expected_batch_size, stream))
 
@@ -222,10 +229,10 @@ class PrivacyEngine:
             raise DpcheckError(f"the clipper's gradients and the trainable parameters differ in {', '.join(odd)}")
         norms = [torch.linalg.vector_norm(g).double() for g in clipped.grads.values()]
         norm = torch.stack(norms).norm().item()
-        bound = self.settings.max_grad_norm * physical.real
+        bound, noun = self.settings.max_grad_norm * physical.real, self.settings.unit.noun
         if not norm <= bound * (1 + _SLACK):
             raise DpcheckError(
-                f"the clipped sum of {physical.real} records has norm {norm:g}, above its bound {bound:g}",
+                f"the clipped sum of {physical.real} {noun}s has norm {norm:g}, above its bound {bound:g}",
                 next="report this model: dpcheck.verify(model, loss_fn, batch) shows which gradient is wrong",
             )
         return clipped

@@ -249,7 +249,7 @@ def test_an_internal_error_is_said_to_be_one(
 ) -> None:
     import dpcheck.commands
 
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(dpcheck.commands, "check", broken)

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from dpcheck.engine.sampling import Loader, map_style, physical_size, poisson
+from dpcheck.engine.sampling import Loader, physical_size, poisson
 from dpcheck.engine.streams import KeyedStreams, SystemStreams
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +11,7 @@ from scipy import stats
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset, default_collate
 
 from dpcheck.errors import DpcheckError
+from dpcheck.records import map_style
 
 STREAMS = [KeyedStreams(bytes(range(32))), SystemStreams()]
 
