@@ -72,13 +72,13 @@ class CaptureFailure:
 
     Attributes:
         kind: ``branch`` (control flow or a Python number taken from data), ``shape`` (a shape that depends on data),
-            ``backward`` or ``other``.
+            ``state`` (a write to a tensor that the model does not register), ``backward`` or ``other``.
         reason: one sentence.
         location: the line that could not be captured.
         touched: Python state and generators that the run changed.
     """
 
-    kind: Literal["branch", "shape", "backward", "other"]
+    kind: Literal["branch", "shape", "state", "backward", "other"]
     reason: str
     location: Location | None
     touched: Touched
@@ -166,7 +166,7 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
     if written is not None:
         origin = written.meta.get("origin")
         reason = f"a tensor is written that is neither a parameter nor a buffer of the model ({written.target})"
-        return CaptureFailure("other", reason, origin.location if origin else None, touched)
+        return CaptureFailure("state", reason, origin.location if origin else None, touched)
     # Kernels are chosen as while tracing: other ones lay their results out in other ways.
     with _without_fused_layers():
         graph = functionalized(graph)

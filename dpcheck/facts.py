@@ -9,10 +9,13 @@ from torch import nn
 
 from dpcheck.capture import Capture, CaptureFailure
 from dpcheck.diagnostic import BufferFact, ParameterFact
+from dpcheck.history import History
 from dpcheck.sandbox import Touched
 from dpcheck.source import Origin
 
-EventKind = Literal["forward", "backward", "batch-size", "unproven", "not-captured"]
+EventKind = Literal["forward", "backward", "batch-size", "state", "unproven", "not-captured"]
+# Kinds that refute independence; the others leave it open.
+MIXES = frozenset({"forward", "backward", "batch-size", "state"})
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class Event:
 
     Attributes:
         kind: ``forward`` / ``backward``: two samples meet in this half, in a way that DP-SGD cannot bound;
-            ``batch-size``: the value depends on how many samples there are; ``unproven``: an op without a transfer
-            rule, or one whose result depends on indices in the data; ``not-captured``: there is no graph.
+            ``batch-size``: the value depends on how many samples there are; ``state``: it depends on samples of earlier
+            batches; ``unproven``: an op without a transfer rule, or one whose result depends on indices in the data;
+            ``not-captured``: there is no graph.
         op: the ATen op, such as ``aten.mean.dim`` (empty for ``not-captured``).
         origin: source lines and module path.
         reaches: what it falsifies: ``losses``, ``gradient:NAME``.
         reason: one clause for the message, such as ``reduces over the sample axis``.
+        sized: whether the graphs of two batch sizes differ from here on.
         refuted: for ``unproven`` and ``not-captured``: whether the oracle saw samples meet; the verdict is then mixing.
     """
 
@@ -35,7 +40,23 @@ class Event:
     origin: Origin | None
     reaches: tuple[str, ...]
     reason: str = ""
+    sized: bool = False
     refuted: bool = False
+
+
+@dataclass(frozen=True)
+class Write:
+    """A parameter that the forward overwrites.
+
+    Attributes:
+        parameter: its name.
+        op: the ATen op that writes; empty for a write past autograd (``.data = ``), which no graph shows.
+        origin: source lines and module path.
+    """
+
+    parameter: str
+    op: str
+    origin: Origin | None
 
 
 @dataclass(frozen=True)
@@ -65,8 +86,10 @@ class Facts:
         capture: the joint graph, ``None`` when it could not be captured; then ``failure`` says why.
         events: where samples meet, in graph order.
         buffers, parameters: one fact each.
-        written_parameters: parameters that the forward overwrites, with the origin of the write.
+        writes: parameters that the forward overwrites.
         touched: Python state changed by running the model.
+        past: what one call leaves behind for the next.
+        kept: an event for each attribute that carries data from one batch to the next.
         oracle: its result, when it was asked.
     """
 
@@ -78,8 +101,10 @@ class Facts:
     events: tuple[Event, ...]
     buffers: tuple[BufferFact, ...]
     parameters: tuple[ParameterFact, ...]
-    written_parameters: tuple[tuple[str, Origin | None], ...]
+    writes: tuple[Write, ...]
     touched: Touched
+    past: History
+    kept: tuple[Event, ...]
     oracle: OracleResult | None
 
     def module_of(self, event: Event) -> nn.Module | None:

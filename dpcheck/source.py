@@ -55,7 +55,7 @@ def _is_ours(file: str) -> bool:
     return file.startswith(_OURS)
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
     return file.startswith((*_LIBRARIES, "<", _TORCH))
 
 
@@ -73,7 +73,7 @@ def _locate(frames: list[FrameType]) -> tuple[Location | None, Location | None]:
         file = frame.f_code.co_filename
         if _is_ours(file) or file.startswith(_TORCH):
             continue
-        if _is_library(file):
+        if is_library(file):
             if library is None and not file.startswith("<"):
                 library = _span(frame.f_code, frame.f_lasti, frame.f_lineno, file)
             continue
@@ -111,7 +111,7 @@ def location_of(traceback: TracebackType | None) -> Location | None:
         code, file = traceback.tb_frame.f_code, traceback.tb_frame.f_code.co_filename
         if not _is_ours(file):
             here = _span(code, traceback.tb_lasti, traceback.tb_lineno, file)
-            if not _is_library(file):
+            if not is_library(file):
                 found = here
             elif not file.startswith((_TORCH, "<")):
                 fallback = here

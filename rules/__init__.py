@@ -21,6 +21,7 @@ from dpcheck.rules.not_captured import NotCaptured
 from dpcheck.rules.parameter_written_in_forward import ParameterWrittenInForward
 from dpcheck.rules.samples_mix import SamplesMix
 from dpcheck.rules.sparse_embedding import SparseEmbedding
+from dpcheck.rules.state_between_calls import StateBetweenCalls
 from dpcheck.rules.unproven_op import UnprovenOp
 
 from dpcheck.errors import DpcheckError
@@ -31,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     FunctionalBatchNorm(),
     FrequencyScaledEmbedding(),
     BatchSizeDependence(),
+    StateBetweenCalls(),
     DataDependentBranch(),
     BatchStatistics(),
     CrossSampleProduct(),

@@ -98,5 +98,5 @@ class BatchSizeDependence(Rule):
         return event.kind == "batch-size"
 
     def diagnose(self, event: Event, facts: Facts) -> Diagnostic:
-        message = f"{event.op} uses the number of samples in the batch{common.place(event)}: {common.effect(event)}"
+        message = f"{event.op or 'the model'} {event.reason}{common.place(event)}: {common.effect(event)}"
         return common.from_event(self, event, message, "drop it: the engine divides by the public expected batch size")

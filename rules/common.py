@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dpcheck.facts import Event, Facts
+    from dpcheck.source import Origin
 
 
 def packet(event: Event) -> str:
@@ -25,7 +26,11 @@ def location(event: Event) -> Location | None:
 
 def related(event: Event) -> tuple[Location, ...]:
     """The library's line, where the finding points at the user's."""
-    origin = event.origin
+    return related_to(event.origin)
+
+
+def related_to(origin: Origin | None) -> tuple[Location, ...]:
+    """The library's line of an origin, where the finding points at the user's."""
     return (origin.library,) if origin and origin.user and origin.library else ()
 
 

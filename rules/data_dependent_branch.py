@@ -100,7 +100,8 @@ class DataDependentBranch(Rule):
     fix: ClassVar[Applicability | None] = "display-only"
 
     def claims(self, event: Event, facts: Facts) -> bool:
-        return event.kind == "not-captured" and event.refuted
+        branches = facts.failure is not None and facts.failure.kind in ("branch", "shape")
+        return event.kind == "not-captured" and event.refuted and branches
 
     def diagnose(self, event: Event, facts: Facts) -> Diagnostic:
         worst = f"{facts.oracle.worst:.1e}" if facts.oracle else "?"

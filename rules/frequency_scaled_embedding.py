@@ -78,10 +78,11 @@ class FrequencyScaledEmbedding(Rule):
     fix: ClassVar[Applicability | None] = "safe"
 
     def claims(self, event: Event, facts: Facts) -> bool:
-        return event.kind != "forward" and common.packet(event) in (
-            "embedding_dense_backward",
-            "_embedding_bag_backward",
-        )
+        op, module = common.packet(event), facts.module_of(event)
+        scaled = bool(getattr(module, "scale_grad_by_freq", False))
+        if "_embedding_bag" in op:
+            return scaled and (event.kind == "backward" or event.refuted)
+        return op == "embedding_dense_backward" and event.kind == "backward"
 
     def diagnose(self, event: Event, facts: Facts) -> Diagnostic:
         message = f"the gradient{common.place(event)} is scaled by counts over the batch: {common.effect(event)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
+from dpcheck.rules import common
+
 from dpcheck.diagnostic import Applicability, Diagnostic
 from dpcheck.registry import Rule
 
@@ -74,16 +76,18 @@ class MaxNormEmbedding(Rule):
     fix: ClassVar[Applicability | None] = "unsafe"
 
     def scan(self, facts: Facts) -> Iterable[Diagnostic]:
-        for name, origin in facts.written_parameters:
-            path = name.rpartition(".")[0]
-            if getattr(facts.model.get_submodule(path), "max_norm", None) is not None:
+        for write in facts.writes:
+            if "embedding_renorm" in write.op:
+                path = write.parameter.rpartition(".")[0]
                 yield Diagnostic(
                     code=self.code,
                     name=self.name,
-                    message=f"the embedding {path!r} rewrites the rows that it looks up (max_norm), un-noised",
-                    location=origin.location if origin else None,
+                    message=f"an embedding rewrites the rows of {write.parameter!r} that it looks up (max_norm), "
+                    "un-noised",
+                    location=write.origin.location if write.origin else None,
                     module=path,
-                    parameter=name,
+                    parameter=write.parameter,
+                    related=common.related_to(write.origin),
                     help="set max_norm=None; clip the table after the private step if you need to",
                     fix=self.fix,
                 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
+from dpcheck.rules import common
+
 from dpcheck.diagnostic import Applicability, Diagnostic
 from dpcheck.registry import Rule
 
@@ -95,16 +97,16 @@ class ParameterWrittenInForward(Rule):
     fix: ClassVar[Applicability | None] = "display-only"
 
     def scan(self, facts: Facts) -> Iterable[Diagnostic]:
-        for name, origin in facts.written_parameters:
-            path = name.rpartition(".")[0]
-            if getattr(facts.model.get_submodule(path), "max_norm", None) is None:
+        for write in facts.writes:
+            if "embedding_renorm" not in write.op:
                 yield Diagnostic(
                     code=self.code,
                     name=self.name,
-                    message=f"the forward overwrites the parameter {name!r}, past clipping and noise",
-                    location=origin.location if origin else None,
-                    module=path,
-                    parameter=name,
+                    message=f"the forward overwrites the parameter {write.parameter!r}, past clipping and noise",
+                    location=write.origin.location if write.origin else None,
+                    module=write.parameter.rpartition(".")[0],
+                    parameter=write.parameter,
+                    related=common.related_to(write.origin),
                     help="change parameters only through the optimizer",
                     fix=self.fix,
                 )

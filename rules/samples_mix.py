@@ -96,8 +96,8 @@ class SamplesMix(Rule):
     fix: ClassVar[Applicability | None] = "display-only"
 
     def claims(self, event: Event, facts: Facts) -> bool:
-        return event.kind == "forward" or (event.kind == "unproven" and event.refuted)
+        return event.kind == "forward" or (event.kind in ("unproven", "not-captured") and event.refuted)
 
     def diagnose(self, event: Event, facts: Facts) -> Diagnostic:
-        message = f"{event.op} {event.reason}{common.place(event)}: {common.effect(event)}"
+        message = f"{event.op} {event.reason}".lstrip() + f"{common.place(event)}: {common.effect(event)}"
         return common.from_event(self, event, message, "compute it from one sample at a time")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar
+
+from dpcheck.rules import common
 
 from dpcheck.diagnostic import Applicability, Diagnostic
 from dpcheck.registry import Rule
 
 if TYPE_CHECKING:
     from dpcheck.facts import Facts
+    from dpcheck.source import Origin
 
 
 class SparseEmbedding(Rule):
@@ -17,7 +20,7 @@ class SparseEmbedding(Rule):
 
     What it finds
     -------------
-    A trainable `nn.Embedding` or `nn.EmbeddingBag` with `sparse=True`.
+    A trainable embedding with `sparse=True`: `nn.Embedding`, `nn.EmbeddingBag` or `F.embedding`.
 
     Why it breaks privacy
     ---------------------
@@ -75,16 +78,30 @@ class SparseEmbedding(Rule):
     fix: ClassVar[Applicability | None] = "safe"
 
     def scan(self, facts: Facts) -> Iterable[Diagnostic]:
-        from torch import nn
+        for name, origin in _sparse(facts):
+            yield Diagnostic(
+                code=self.code,
+                name=self.name,
+                message=f"the embedding of {name!r} has sparse gradients: rows that do not occur would get no noise",
+                location=origin.location if origin else None,
+                module=name.rpartition(".")[0],
+                parameter=name,
+                related=common.related_to(origin),
+                help="set sparse=False",
+                fix=self.fix,
+            )
 
-        for path, module in facts.model.named_modules():
-            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
-                yield Diagnostic(
-                    code=self.code,
-                    name=self.name,
-                    message=f"the embedding {path!r} has sparse gradients: rows that do not occur would get no noise",
-                    module=path,
-                    parameter=f"{path}.weight" if path else "weight",
-                    help="set sparse=False",
-                    fix=self.fix,
-                )
+
+def _sparse(facts: Facts) -> Iterator[tuple[str, Origin | None]]:
+    """Parameters with sparse gradients; without a graph, those of layers that ask for them."""
+    import torch
+    from torch import nn
+
+    if facts.capture is not None:
+        for name, node in facts.capture.gradients.items():
+            if node is not None and node.meta["val"].layout is not torch.strided:
+                yield name, node.meta["origin"]
+        return
+    for path, module in facts.model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
+            yield f"{path}.weight" if path else "weight", None

@@ -18,14 +18,13 @@ class UnprovenOp(Rule):
 
     What it finds
     -------------
-    An op without a transfer rule, or one whose result depends on indices in the data, between the samples and a
-    loss or
-    gradient. The oracle compared samples alone with samples in the batch and saw no difference.
+    An op without a transfer rule, such as one of your own, or one whose result depends on indices in the data, between
+    the samples and a loss or gradient. The oracle compared samples alone with samples in the batch and saw no
+    difference.
 
     Why it breaks privacy
     ---------------------
-    Nothing was found, and nothing was proven. The engine trains such a model with every sample computed alone,
-    which is
+    Nothing was found, and nothing was proven. The engine trains such a model with every sample computed alone, which is
     private by construction but slow.
 
     Example
@@ -35,14 +34,21 @@ class UnprovenOp(Rule):
     import torch.nn.functional as F
     from torch import nn
 
+    @torch.library.custom_op("example::bins", mutates_args=())
+    def bins(x: torch.Tensor) -> torch.Tensor:
+        return (x.unsqueeze(-1) > torch.linspace(-1, 1, 5)).sum(-1)
+
+
+    bins.register_fake(lambda x: torch.empty_like(x, dtype=torch.int64))
+
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Embedding(6, 8), nn.Linear(32, 3)
 
         def forward(self, x):
-            bins = torch.searchsorted(torch.linspace(-1, 1, 5), x)
-            return self.b(self.a(bins).flatten(1))
+            return self.b(self.a(bins(x)).flatten(1))
 
 
     model = Net()
@@ -101,7 +107,8 @@ class UnprovenOp(Rule):
         return event.kind == "unproven"
 
     def diagnose(self, event: Event, facts: Facts) -> Diagnostic:
-        message = f"independence is unproven: {event.op}{common.place(event)} {event.reason}"
+        subject = f"{event.op}{common.place(event)} " if event.op else ""
+        message = f"independence is unproven: {subject}{event.reason}"
         return common.from_event(
             self,
             event,

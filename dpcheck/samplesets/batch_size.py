@@ -21,11 +21,9 @@ def size_events(small: Capture, large: Capture) -> list[Event]:
     """
     pairs = list(zip(small.graph.graph.nodes, large.graph.graph.nodes, strict=False))
     if len(small.graph.graph.nodes) != len(large.graph.graph.nodes) or any(a.target != b.target for a, b in pairs):
-        odd = next((a for a, b in pairs if a.target != b.target), small.losses)
-        return [
-            Event("unproven", str(odd.target), odd.meta.get("origin"), ("losses",),
-                  f"is traced differently for {small.batch_size} and for {large.batch_size} samples")
-        ]  # fmt: skip
+        odd = _odd(list(small.graph.graph.nodes), list(large.graph.graph.nodes)) or small.losses
+        reason = f"is traced differently for {small.batch_size} and for {large.batch_size} samples"
+        return [Event("unproven", str(odd.target), odd.meta.get("origin"), ("losses",), reason, sized=True)]
     found = []
     for a, b in pairs:
         if a.op == "call_function" and _numbers(a) != _numbers(b):
@@ -33,6 +31,24 @@ def size_events(small: Capture, large: Capture) -> list[Event]:
             reaches = ("losses",) if half == "forward" else ("gradients",)
             found.append(Event("batch-size", str(a.target), origin, reaches, "uses the number of samples in the batch"))
     return found
+
+
+_AHEAD = 50
+
+
+def _odd(a: list[fx.Node], b: list[fx.Node]) -> fx.Node | None:
+    """The first op that only one of the graphs has; where both go on differently, that of ``a``."""
+
+    def key(node: fx.Node) -> tuple[str, Any]:
+        origin = node.meta.get("origin")
+        return str(node.target), origin.location if origin else None
+
+    calls = [[(key(n), n) for n in nodes if n.op == "call_function"] for nodes in (a, b)]
+    for i, ((mine, node), (theirs, other)) in enumerate(zip(*calls, strict=False)):
+        if mine != theirs:
+            inserted = mine in [k for k, _ in calls[1][i + 1 : i + _AHEAD]]
+            return other if inserted else node  # type: ignore[no-any-return]
+    return None
 
 
 def _numbers(node: fx.Node) -> list[Any]:

@@ -1,0 +1,181 @@
+"""The passes in order: run it, capture it, analyse it, and ask the oracle where nothing is proven."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from dpcheck import inputs
+from dpcheck.capture import Capture, CaptureFailure, LossFn, capture, run_losses
+from dpcheck.determinism import FixedChance
+from dpcheck.diagnostic import BufferFact
+from dpcheck.errors import DpcheckError
+from dpcheck.facts import MIXES, Event, Facts, Write
+from dpcheck.history import History, history
+from dpcheck.oracle import isolate
+from dpcheck.samplesets import analyse, parameter_facts
+from dpcheck.samplesets.batch_size import size_events
+from dpcheck.samplesets.placement import place_events
+from dpcheck.source import Origin
+from dpcheck.state import kept_events, origin_of_write, state_events, with_written
+
+# Two batch sizes that differ: what holds at one size by accident does not hold at both.
+SIZES = (5, 7)
+# A difference from the oracle that rounding inside a model (float32 or bfloat16 regions) does not reach.
+CERTAIN = 1e-2
+
+
+def find_facts(model: nn.Module, loss_fn: LossFn, batch: Any) -> Facts:
+    """Everything that the passes find out, before any rule.
+
+    Raises:
+        DpcheckError: as :func:`dpcheck.check`.
+    """
+    lazy = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if is_lazy(t)]
+    if lazy:
+        raise DpcheckError(
+            f"{lazy[0]!r} has no shape yet (it belongs to a lazy layer)",
+            next="run the model once on a batch before the check: that gives lazy layers their shapes",
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise DpcheckError(
+            "the model has no trainable parameter, so there is nothing to train privately",
+            next="set requires_grad=True on the parameters to train",
+        )
+    run_losses(model, loss_fn, batch)
+    past = history(model, loss_fn, batch, SIZES)
+    captures = []
+    for size in SIZES:
+        result = capture(model, loss_fn, resized(batch, size))
+        if isinstance(result, CaptureFailure):
+            return _without_graph(model, loss_fn, batch, result, past)
+        captures.append(result)
+    return _with_graph(model, loss_fn, batch, captures, past)
+
+
+def resized(batch: Any, size: int) -> Any:
+    """A batch of ``size`` samples, repeating those of ``batch`` as needed."""
+    have = inputs.batch_size(batch)
+    return inputs.take(batch, [i % have for i in range(size)])
+
+
+def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Capture], past: History) -> Facts:
+    analyses = [analyse(c) for c in captures]
+    first = analyses[0]
+    events = list(first.events)
+    for more in (analyses[1].events, size_events(*captures), state_events(model, past, captures[0])):
+        events += [e for e in more if not any(_same(e, other) for other in events)]
+    events = [_size_refuted(e, model, loss_fn, batch) for e in events]
+    oracle = None
+    if not events:
+        # The sample sets do not know the place of a sample in the batch, nor their number; two small runs do.
+        oracle = isolate(model, loss_fn, batch, quick=True)
+        if oracle.mixing or oracle.failed:
+            events += place_events(model, *analyses)
+        if oracle.worst > CERTAIN and not events:
+            events += _small_batch_events(model, loss_fn, batch, captures[0])
+    elif any(event.kind == "unproven" for event in events):
+        oracle = isolate(model, loss_fn, batch)
+        refuted = oracle.mixing and not any(event.kind in MIXES for event in events)
+        events = [replace(e, refuted=True) if refuted and e.kind == "unproven" else e for e in events]
+    return Facts(
+        model=model,
+        loss_fn=loss_fn,
+        batch=batch,
+        capture=first.capture,
+        failure=None,
+        events=tuple(_without_consequences(events)),
+        buffers=with_written(model, first.buffers, past),
+        parameters=parameter_facts(model, first),
+        writes=_writes(model, first.capture, past),
+        touched=first.capture.touched,
+        past=past,
+        kept=kept_events(model, past),
+        oracle=oracle,
+    )
+
+
+def _without_graph(model: nn.Module, loss_fn: LossFn, batch: Any, failure: CaptureFailure, past: History) -> Facts:
+    oracle = isolate(model, loss_fn, batch)
+    origin = Origin(failure.location, None, ())
+    event = Event("not-captured", "", origin, ("losses",), failure.reason, refuted=oracle.mixing)
+    return Facts(
+        model=model,
+        loss_fn=loss_fn,
+        batch=batch,
+        capture=None,
+        failure=failure,
+        events=(event, *[e for e in state_events(model, past, None) if e.kind != "unproven" or not event.refuted]),
+        buffers=with_written(model, tuple(BufferFact(name, "unknown") for name, _ in model.named_buffers()), past),
+        parameters=parameter_facts(model, None),
+        writes=_writes(model, None, past),
+        touched=failure.touched,
+        past=past,
+        kept=kept_events(model, past),
+        oracle=oracle,
+    )
+
+
+def _writes(model: nn.Module, captured: Capture | None, past: History) -> tuple[Write, ...]:
+    """Parameters that the forward overwrites: those that the graph shows, and those that the calls showed."""
+    found = {}
+    if captured is not None:
+        for name, after in captured.parameters_after.items():
+            if after is not captured.parameters[name]:
+                found[name] = Write(name, str(after.target), after.meta.get("origin"))
+    for name, _ in model.named_parameters():
+        if name in past.changed and name not in found:
+            found[name] = Write(name, "", origin_of_write(model, name))
+    return tuple(found.values())
+
+
+def _small_batch_events(model: nn.Module, loss_fn: LossFn, batch: Any, usual: Capture) -> list[Event]:
+    """Why a sample alone, or one of two, has another loss than in a larger batch."""
+    for size in (1, 2):
+        small = capture(model, loss_fn, resized(batch, size))
+        events = size_events(usual, small) if isinstance(small, Capture) else []
+        if events:
+            return [replace(events[0], kind="batch-size", reason="is computed otherwise for few samples")]
+    return [
+        Event("batch-size", "", None, ("losses",), "gives a sample alone another loss or gradient than in the batch")
+    ]
+
+
+def _size_refuted(event: Event, model: nn.Module, loss_fn: LossFn, batch: Any) -> Event:
+    """A graph that is another one for another number of samples: does it give the same samples other losses?"""
+    if event.kind != "unproven" or not event.sized:
+        return event
+    losses = []
+    for size in SIZES:
+        with FixedChance():
+            losses.append(run_losses(model, loss_fn, resized(batch, size))[: SIZES[0]].double())
+    apart = (losses[0] - losses[1]).abs().max() / (losses[0].abs().max() + 1e-6)
+    return replace(event, kind="batch-size") if float(apart) > CERTAIN else event
+
+
+def _without_consequences(events: list[Event]) -> list[Event]:
+    """Less what only follows from another finding; a finding always stays."""
+    forward = {e.origin.location for e in events if e.kind == "forward" and e.origin is not None}
+    mixing = any(e.kind in MIXES for e in events)
+    kept: list[Event] = []
+    sizes = set()
+    for event in events:
+        at = event.origin.location if event.origin is not None else None
+        in_backward = "losses" not in event.reaches
+        if event.kind in ("batch-size", "backward") and at is not None and at in forward:
+            continue
+        if event.kind == "unproven" and mixing and (event.sized or (in_backward and forward)):
+            continue
+        if event.kind == "batch-size" and at is not None and at in sizes:
+            continue
+        if event.kind == "batch-size":
+            sizes.add(at)
+        kept.append(event)
+    return kept
+
+
+def _same(a: Event, b: Event) -> bool:
+    return (a.kind, a.op, a.origin) == (b.kind, b.op, b.origin)
