@@ -13,24 +13,27 @@ from dpcheck.diagnostic import Report, Verdict
 from dpcheck.facts import MIXES, Facts
 from dpcheck.passes import find_facts
 from dpcheck.rules import RULES
+from dpcheck.unit import Unit, adapted
 
 
-def check(model: nn.Module, loss_fn: LossFn, batch: Any) -> Report:
+def check(model: nn.Module, loss_fn: LossFn, batch: Any, *, unit: Unit | None = None) -> Report:
     """Can ``model`` be trained with DP-SGD on ``loss_fn``, and will the guarantee be true?
 
     Args:
         model: in the train/eval state in which it will be trained. It is left exactly as it was.
         loss_fn: ``loss_fn(model, batch) -> losses [B]``, one loss per sample.
         batch: any pytree whose tensors have samples on axis 0; a few samples are enough.
+        unit: what one sample is, if it is not one index of axis 0; see :class:`dpcheck.Unit`.
 
     Returns:
         The report. ``report.ok`` is true only for a proof without findings.
 
     Raises:
-        DpcheckError: if the model or loss raises on the batch, the losses are not [B] or not finite, or no
-            parameter is trainable.
+        DpcheckError: if the model or loss raises on the batch, the losses are not [B] or not finite, no parameter is
+            trainable, or the unit does not fit the batch.
     """
     start = time.perf_counter()
+    loss_fn, batch = adapted(unit, loss_fn, batch)
     facts = find_facts(model, loss_fn, batch)
     diagnostics = registry.apply(RULES, facts)
     return Report(
@@ -39,7 +42,7 @@ def check(model: nn.Module, loss_fn: LossFn, batch: Any) -> Report:
         buffers=facts.buffers,
         parameters=facts.parameters,
         method=_method(facts),
-        notes=_notes(facts),
+        notes=(*([f"unit: {unit}"] if unit is not None else []), *_notes(facts)),
         seconds=time.perf_counter() - start,
     )
 
