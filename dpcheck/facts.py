@@ -46,15 +46,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Write:
-    """A parameter that the forward overwrites.
+    """A parameter or buffer that the forward overwrites.
 
     Attributes:
-        parameter: its name.
+        name: its name.
         op: the ATen op that writes; empty for a write past autograd (``.data = ``), which no graph shows.
         origin: source lines and module path.
     """
 
-    parameter: str
+    name: str
     op: str
     origin: Origin | None
 
@@ -86,7 +86,7 @@ class Facts:
         capture: the joint graph, ``None`` when it could not be captured; then ``failure`` says why.
         events: where samples meet, in graph order.
         buffers, parameters: one fact each.
-        writes: parameters that the forward overwrites.
+        writes: parameters and buffers that the forward overwrites.
         touched: Python state changed by running the model.
         past: what one call leaves behind for the next.
         kept: an event for each attribute that carries data from one batch to the next.
@@ -106,6 +106,11 @@ class Facts:
     past: History
     kept: tuple[Event, ...]
     oracle: OracleResult | None
+
+    def written_parameters(self) -> list[Write]:
+        """The parameters among ``writes``."""
+        names = {name for name, _ in self.model.named_parameters()}
+        return [write for write in self.writes if write.name in names]
 
     def module_of(self, event: Event) -> nn.Module | None:
         """The innermost module in whose forward the event happens."""

@@ -13,14 +13,14 @@ from dpcheck.capture import Capture, CaptureFailure, LossFn, capture, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.diagnostic import BufferFact
 from dpcheck.errors import DpcheckError
-from dpcheck.facts import MIXES, Event, Facts, Write
+from dpcheck.facts import MIXES, Event, Facts
 from dpcheck.history import History, history
 from dpcheck.oracle import isolate
 from dpcheck.samplesets import analyse, parameter_facts
 from dpcheck.samplesets.batch_size import size_events
 from dpcheck.samplesets.placement import place_events
 from dpcheck.source import Origin
-from dpcheck.state import kept_events, origin_of_write, state_events, with_written
+from dpcheck.state import kept_events, state_events, with_written, writes
 
 # Two batch sizes that differ: what holds at one size by accident does not hold at both.
 SIZES = (5, 7)
@@ -81,6 +81,7 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
         oracle = isolate(model, loss_fn, batch)
         refuted = oracle.mixing and not any(event.kind in MIXES for event in events)
         events = [replace(e, refuted=True) if refuted and e.kind == "unproven" else e for e in events]
+    written = writes(model, past, first.capture)
     return Facts(
         model=model,
         loss_fn=loss_fn,
@@ -88,12 +89,12 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
         capture=first.capture,
         failure=None,
         events=tuple(_without_consequences(events)),
-        buffers=with_written(model, first.buffers, past),
+        buffers=with_written(model, first.buffers, past, written),
         parameters=parameter_facts(model, first),
-        writes=_writes(model, first.capture, past),
+        writes=written,
         touched=first.capture.touched,
         past=past,
-        kept=kept_events(model, past),
+        kept=kept_events(model, past, captures[0]),
         oracle=oracle,
     )
 
@@ -102,6 +103,7 @@ def _without_graph(model: nn.Module, loss_fn: LossFn, batch: Any, failure: Captu
     oracle = isolate(model, loss_fn, batch)
     origin = Origin(failure.location, None, ())
     event = Event("not-captured", "", origin, ("losses",), failure.reason, refuted=oracle.mixing)
+    written = writes(model, past, None)
     return Facts(
         model=model,
         loss_fn=loss_fn,
@@ -109,27 +111,16 @@ def _without_graph(model: nn.Module, loss_fn: LossFn, batch: Any, failure: Captu
         capture=None,
         failure=failure,
         events=(event, *[e for e in state_events(model, past, None) if e.kind != "unproven" or not event.refuted]),
-        buffers=with_written(model, tuple(BufferFact(name, "unknown") for name, _ in model.named_buffers()), past),
+        buffers=with_written(
+            model, tuple(BufferFact(name, "unknown") for name, _ in model.named_buffers()), past, written
+        ),
         parameters=parameter_facts(model, None),
-        writes=_writes(model, None, past),
+        writes=written,
         touched=failure.touched,
         past=past,
-        kept=kept_events(model, past),
+        kept=kept_events(model, past, None),
         oracle=oracle,
     )
-
-
-def _writes(model: nn.Module, captured: Capture | None, past: History) -> tuple[Write, ...]:
-    """Parameters that the forward overwrites: those that the graph shows, and those that the calls showed."""
-    found = {}
-    if captured is not None:
-        for name, after in captured.parameters_after.items():
-            if after is not captured.parameters[name]:
-                found[name] = Write(name, str(after.target), after.meta.get("origin"))
-    for name, _ in model.named_parameters():
-        if name in past.changed and name not in found:
-            found[name] = Write(name, "", origin_of_write(model, name))
-    return tuple(found.values())
 
 
 def _small_batch_events(model: nn.Module, loss_fn: LossFn, batch: Any, usual: Capture) -> list[Event]:

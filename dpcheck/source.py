@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import linecache
 import os
 import sys
 import sysconfig
@@ -25,6 +26,8 @@ _TORCH = _folder("torch")
 _OURS = tuple(_folder(package) for package in ("dpcheck", "dpcheck.engine", "dpcheck.rules"))
 _PATHS = sysconfig.get_paths()
 _LIBRARIES = tuple({_PATHS[key] + os.sep for key in ("purelib", "platlib", "stdlib", "platstdlib")})
+_INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+_GENERATED = ("<frozen", "<eval_with_key")
 _CALLS = frozenset({"_call_impl", "_wrapped_call_impl"})
 
 
@@ -56,7 +59,13 @@ def _is_ours(file: str) -> bool:
 
 
 def is_library(file: str) -> bool:
-    return file.startswith((*_LIBRARIES, "<", _TORCH))
+    """Whether a file is not the user's: installed, of the standard library, or code that some tool generated.
+
+    Code without a file is the user's where its source is known, as that of a notebook's cell is.
+    """
+    if file.startswith("<"):
+        return not linecache.getlines(file)
+    return file.startswith((*_LIBRARIES, _TORCH)) or any(name in file for name in _INSTALLED)
 
 
 def _span(code: object, instruction: int, line: int, file: str) -> Location:
@@ -68,18 +77,19 @@ def _span(code: object, instruction: int, line: int, file: str) -> Location:
 
 def _locate(frames: list[FrameType]) -> tuple[Location | None, Location | None]:
     """The user's and the library's location, from frames ordered innermost first."""
-    user = library = None
+    library = nameless = None
     for frame in frames:
         file = frame.f_code.co_filename
         if _is_ours(file) or file.startswith(_TORCH):
             continue
-        if is_library(file):
-            if library is None and not file.startswith("<"):
-                library = _span(frame.f_code, frame.f_lasti, frame.f_lineno, file)
-            continue
-        user = _span(frame.f_code, frame.f_lasti, frame.f_lineno, file)
-        break
-    return user, library if user is None or library is not None else None
+        here = _span(frame.f_code, frame.f_lasti, frame.f_lineno, file)
+        if not is_library(file):
+            return here, library
+        if not file.startswith("<"):
+            library = library or here
+        elif not file.startswith(_GENERATED):
+            nameless = nameless or here
+    return None, library or nameless
 
 
 def origin_here(paths: Mapping[int, str], root: FrameType | None = None) -> Origin:

@@ -12,71 +12,88 @@ from torch import nn
 
 from dpcheck.capture import Capture
 from dpcheck.diagnostic import BufferFact, Location
-from dpcheck.facts import Event
+from dpcheck.facts import Event, Write
 from dpcheck.history import History
 from dpcheck.source import Origin, is_library
 
 _GROWS = frozenset({"append", "extend", "insert", "add", "update", "setdefault", "appendleft", "push", "put"})
 
 
-def kept_events(model: nn.Module, past: History) -> tuple[Event, ...]:
+def kept_events(model: nn.Module, past: History, capture: Capture | None) -> tuple[Event, ...]:
     """One event for each attribute that carries data from one batch to the next."""
     reason = "the attribute {!r} keeps data of one batch for the next"
     return tuple(
-        Event("state", "", origin_of_write(model, name), ("losses",), reason.format(name)) for name in past.carried
+        Event("state", "", _origin_of_write(model, name, capture), ("losses",), reason.format(name))
+        for name in past.carried
     )
 
 
 def state_events(model: nn.Module, past: History, capture: Capture | None) -> list[Event]:
     """Events for the state that reaches the losses, and for writes that the graph does not show."""
-    events = list(kept_events(model, past)) if past.losses else []
-    created = [name for name in past.written if name not in known_names(model)]
-    if past.losses and not past.carried and not created:
+    events = list(kept_events(model, past, capture)) if past.losses else []
+    names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    if past.losses and not past.carried and names.issuperset(past.written):
         reason = "the losses of a batch change with the batch before it, through state outside the model"
         events.append(Event("state", "", None, ("losses",), reason))
     if past.drifts:
         reason = "the same batch has other losses at each call: something outside the model counts or remembers"
         events.append(Event("unproven", "", None, ("losses",), reason))
-    if capture is not None:
-        before = {**capture.parameters, **capture.buffers}
-        after = {**capture.parameters_after, **capture.buffers_after}
-        for name in past.changed:
-            if name in before and after[name] is before[name]:
-                reason = f"{name!r} is replaced past autograd, which the graph does not show"
-                events.append(Event("unproven", "", origin_of_write(model, name), ("losses",), reason))
+    for write in writes(model, past, capture) if capture is not None else ():
+        if not write.op and write.name in names:
+            reason = f"{write.name!r} is replaced past autograd, which the graph does not show"
+            events.append(Event("unproven", "", write.origin, ("losses",), reason))
     return events
 
 
-def known_names(model: nn.Module) -> set[str]:
-    return {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-
-
-def with_written(model: nn.Module, buffers: tuple[BufferFact, ...], past: History) -> tuple[BufferFact, ...]:
-    """Buffer facts, corrected by what the calls showed: written from data, or created by a call."""
-    found = {fact.name: fact for fact in buffers}
-    parameters = {name for name, _ in model.named_parameters()}
-    for name in past.written:
-        if name in parameters:
-            continue
-        fact = found.get(name, BufferFact(name, "data"))
-        location = fact.location
-        if location is None:
-            origin = origin_of_write(model, name)
-            location = origin.location if origin else None
-        found[name] = replace(fact, kind="data", location=location)
+def writes(model: nn.Module, past: History, capture: Capture | None) -> tuple[Write, ...]:
+    """Parameters and buffers that the forward overwrites: those that the graph shows, and what the calls showed."""
+    found = {}
+    if capture is not None:
+        before = {**capture.parameters, **capture.buffers}
+        for name, after in {**capture.parameters_after, **capture.buffers_after}.items():
+            if after is not before[name]:
+                found[name] = Write(name, str(after.target), after.meta.get("origin"))
+    for name in past.changed:
+        if name not in found:
+            found[name] = Write(name, "", _origin_of_write(model, name, capture))
     return tuple(found.values())
 
 
-def origin_of_write(model: nn.Module, name: str) -> Origin | None:
-    """The statement of a module's class that writes ``path.attribute``, found in its source."""
+def with_written(
+    model: nn.Module, buffers: tuple[BufferFact, ...], past: History, written: tuple[Write, ...]
+) -> tuple[BufferFact, ...]:
+    """Buffer facts, corrected by what the calls showed: written from data, or created by a call."""
+    found = {fact.name: fact for fact in buffers}
+    origins = {write.name: write.origin for write in written}
+    parameters = {name for name, _ in model.named_parameters()}
+    for name in past.written:
+        if name not in parameters:
+            fact, origin = found.get(name, BufferFact(name, "data")), origins.get(name)
+            found[name] = replace(fact, kind="data", location=fact.location or (origin.location if origin else None))
+    return tuple(found.values())
+
+
+def _origin_of_write(model: nn.Module, name: str, capture: Capture | None) -> Origin | None:
+    """The statement of a module's class that writes ``path.attribute``, found in its source.
+
+    In a library, the user's line is the one that calls the module, where the graph shows it.
+    """
     path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    for kind in type(module).__mro__:
+    for kind in type(model.get_submodule(path)).__mro__:
         location = _written_in(kind, attribute) if issubclass(kind, nn.Module) and kind is not nn.Module else None
         if location is not None:
-            inside = is_library(location.file)
-            modules = tuple(".".join(path.split(".")[:i]) for i in range(path.count(".") + 2)) if path else ("",)
-            return Origin(None if inside else location, location if inside else None, modules)
+            if is_library(location.file):
+                return Origin(_call_of(path, capture), location, (path,))
+            return Origin(location, None, (path,))
+    return None
+
+
+def _call_of(path: str, capture: Capture | None) -> Location | None:
+    """The user's line in which a module runs."""
+    for node in capture.graph.graph.nodes if capture is not None else ():
+        origin: Origin | None = node.meta.get("origin")
+        if origin is not None and path in origin.modules and origin.user is not None:
+            return origin.user
     return None
 
 

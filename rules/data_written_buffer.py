@@ -103,6 +103,7 @@ class DataWrittenBuffer(Rule):
 
     def scan(self, facts: Facts) -> Iterable[Diagnostic]:
         reported = common.batch_norm_paths(facts)
+        origins = {write.name: write.origin for write in facts.writes}
         for buffer in facts.buffers:
             path = buffer.name.rpartition(".")[0]
             if buffer.kind == "data" and path not in reported:
@@ -113,6 +114,7 @@ class DataWrittenBuffer(Rule):
                     location=buffer.location,
                     module=path,
                     buffer=buffer.name,
+                    related=common.related_to(origins.get(buffer.name)),
                     help="do not update it in private training, or keep it out of the model",
                     fix=self.fix,
                 )

@@ -76,17 +76,16 @@ class MaxNormEmbedding(Rule):
     fix: ClassVar[Applicability | None] = "unsafe"
 
     def scan(self, facts: Facts) -> Iterable[Diagnostic]:
-        for write in facts.writes:
+        for write in facts.written_parameters():
             if "embedding_renorm" in write.op:
-                path = write.parameter.rpartition(".")[0]
+                path = write.name.rpartition(".")[0]
                 yield Diagnostic(
                     code=self.code,
                     name=self.name,
-                    message=f"an embedding rewrites the rows of {write.parameter!r} that it looks up (max_norm), "
-                    "un-noised",
+                    message=f"an embedding rewrites the rows of {write.name!r} that it looks up (max_norm), un-noised",
                     location=write.origin.location if write.origin else None,
                     module=path,
-                    parameter=write.parameter,
+                    parameter=write.name,
                     related=common.related_to(write.origin),
                     help="set max_norm=None; clip the table after the private step if you need to",
                     fix=self.fix,

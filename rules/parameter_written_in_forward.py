@@ -97,15 +97,15 @@ class ParameterWrittenInForward(Rule):
     fix: ClassVar[Applicability | None] = "display-only"
 
     def scan(self, facts: Facts) -> Iterable[Diagnostic]:
-        for write in facts.writes:
+        for write in facts.written_parameters():
             if "embedding_renorm" not in write.op:
                 yield Diagnostic(
                     code=self.code,
                     name=self.name,
-                    message=f"the forward overwrites the parameter {write.parameter!r}, past clipping and noise",
+                    message=f"the forward overwrites the parameter {write.name!r}, past clipping and noise",
                     location=write.origin.location if write.origin else None,
-                    module=write.parameter.rpartition(".")[0],
-                    parameter=write.parameter,
+                    module=write.name.rpartition(".")[0],
+                    parameter=write.name,
                     related=common.related_to(write.origin),
                     help="change parameters only through the optimizer",
                     fix=self.fix,
