@@ -23,6 +23,7 @@ from dpcheck.errors import DpcheckError
 from dpcheck.functional import functionalized, written_constant
 from dpcheck.sandbox import Touched, read_back, sandbox, swapped, tensors_of
 from dpcheck.source import Origin, location_of, origin_here
+from dpcheck.unsort import unsorted
 
 LossFn = Callable[[Any, Any], Tensor]
 Half = Literal["forward", "backward"]
@@ -169,7 +170,7 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
         return CaptureFailure("state", reason, origin.location if origin else None, touched)
     # Kernels are chosen as while tracing: other ones lay their results out in other ways.
     with _without_fused_layers():
-        graph = functionalized(graph)
+        graph = unsorted(functionalized(graph))
     return _assemble(graph, size, parameters, buffers, trainable, len(where), touched, batch)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpcheck.experts import grouped_mm
+
 aten = torch.ops.aten
 
 
@@ -48,6 +50,7 @@ def _others(t: Tensor, dim: int) -> list[int]:
 
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.mv.default: mv,
+    aten._grouped_mm.default: grouped_mm,
     aten._trilinear.default: trilinear,
     aten._weight_norm_interface.default: weight_norm,
     aten._weight_norm_interface_backward.default: weight_norm_backward,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dpcheck.ops import is_pointwise as is_pointwise
+from dpcheck.ops import packet_of as packet_of
 from dpcheck.samplesets.lattice import Samples, joined, none, several
 
 
@@ -88,29 +90,6 @@ def transfer(*packets: str) -> Callable[[Transfer], Transfer]:
         return rule
 
     return register
-
-
-# Elementwise with broadcasting, without torch's tag for it.
-_ELEMENTWISE = frozenset(
-    {
-        "_to_copy", "to", "threshold_backward", "leaky_relu_backward", "elu_backward", "softplus_backward", "where",
-        "hardtanh_backward", "hardswish_backward", "hardsigmoid_backward", "mish_backward", "masked_fill", "prelu",
-        "_prelu_kernel", "_prelu_kernel_backward", "rrelu_with_noise", "log_sigmoid_forward", "log_sigmoid_backward",
-        "softshrink_backward", "hardshrink_backward", "fake_quantize_per_tensor_affine_cachemask", "complex", "polar",
-        "real", "imag", "rsub", "binary_cross_entropy_with_logits", "logit_backward", "hardtanh", "hardswish",
-        "hardshrink", "softshrink", "heaviside", "nan_to_num",
-    }
-)  # fmt: skip
-
-
-def is_pointwise(target: Any) -> bool:
-    """Whether each element of the result depends on the elements of the arguments at its own (broadcast) place."""
-    return torch.Tag.pointwise in getattr(target, "tags", ()) or packet_of(target) in _ELEMENTWISE
-
-
-def packet_of(target: Any) -> str:
-    """Such as ``mean`` for ``aten.mean.dim``."""
-    return str(getattr(target, "overloadpacket", target)).rpartition(".")[2]
 
 
 def broadcast(*values: Samples) -> torch.Size:

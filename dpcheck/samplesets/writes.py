@@ -68,7 +68,7 @@ def scatter(op: Op) -> Samples:
     base, dim, picks = op.args[:3]
     source = op.args[3] if len(op.args) > 3 and isinstance(op.args[3], Samples) else None
     axis = dim % max(len(base.shape), 1)
-    chosen = _index(picks)
+    chosen, doubtful = _index(picks), picks.const is None
     numbers = _numbered(base.shape)
     if op.packet in ("index_add", "index_copy"):
         places = numbers.index_select(axis, chosen.reshape(-1))
@@ -78,7 +78,6 @@ def scatter(op: Op) -> Samples:
         if source is not None:
             corner = tuple(slice(0, n) for n in places.shape)
             source = moved(source, lambda t: t[corner])
-    doubtful = picks.const is None
     slots = op.join(source, picks if doubtful else None, shape=places.shape)
     accumulate = op.packet in ("scatter_add", "index_add", "scatter_reduce") or "reduce" in op.name
     additive = op.packet in ("scatter_add", "index_add")

@@ -1,0 +1,29 @@
+"""What kind of ATen op a node calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# Elementwise with broadcasting, without torch's tag for it.
+_ELEMENTWISE = frozenset(
+    {
+        "_to_copy", "to", "threshold_backward", "leaky_relu_backward", "elu_backward", "softplus_backward", "where",
+        "hardtanh_backward", "hardswish_backward", "hardsigmoid_backward", "mish_backward", "masked_fill", "prelu",
+        "_prelu_kernel", "_prelu_kernel_backward", "rrelu_with_noise", "log_sigmoid_forward", "log_sigmoid_backward",
+        "softshrink_backward", "hardshrink_backward", "fake_quantize_per_tensor_affine_cachemask", "complex", "polar",
+        "real", "imag", "rsub", "binary_cross_entropy_with_logits", "logit_backward", "hardtanh", "hardswish",
+        "hardshrink", "softshrink", "heaviside", "nan_to_num", "floor_divide",
+    }
+)  # fmt: skip
+
+
+def is_pointwise(target: Any) -> bool:
+    """Whether each element of the result depends on the elements of the arguments at its own (broadcast) place."""
+    return torch.Tag.pointwise in getattr(target, "tags", ()) or packet_of(target) in _ELEMENTWISE
+
+
+def packet_of(target: Any) -> str:
+    """Such as ``mean`` for ``aten.mean.dim``."""
+    return str(getattr(target, "overloadpacket", target)).rpartition(".")[2]
