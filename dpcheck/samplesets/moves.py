@@ -27,7 +27,8 @@ def create(op: Op) -> Samples:
     fills = [v for v in op.values() if not (copies_shape and v is op.args[0])]
     if any(not v.empty() for v in fills):
         return op.join(*[reduced(v, None, keepdim=False) for v in fills])
-    fill = op.arg(1, "fill_value") if op.packet in ("full", "full_like") else None
+    at = {"full": 1, "full_like": 1, "scalar_tensor": 0, "new_full": 2}.get(op.packet)
+    fill = None if at is None else op.arg(at, "s" if at == 0 else "fill_value")
     return none(op.out.shape, op.batch, zero=op.packet in _ZEROS or (fill == 0 and not isinstance(fill, Samples)))
 
 
