@@ -40,6 +40,8 @@ def by_user(dataset: Any, users: Iterable[Any], *, max_rows: int, unit: Unit | N
     """
     if isinstance(dataset, UserData) or (unit is not None and unit.max_rows is not None):
         raise DpcheckError("these are users already", where="dataset", next="pass the data set of records to by_user")
+    if max_rows is None:
+        raise DpcheckError("max_rows=None: the records of one user need a public bound", where="max_rows")
     per_user = replace(unit or Unit(), max_rows=max_rows)
     records, labels = map_style(dataset), _labels(users)
     if len(labels) != len(records):

@@ -109,9 +109,10 @@ class Loader:
         """The records ``indices`` as one batch with samples on axis 0, without padding.
 
         Raises:
-            DpcheckError: as :meth:`read`; if a public constant of the batch is not what it was in the first batch.
+            DpcheckError: as :meth:`read`; if a public constant of the batch is not what it was in the first batch, and
+                for the first sample of that batch alone.
         """
-        data, noun = self.unit.canonical(read(self.dataset, indices, self.collate_fn)), self.unit.noun
+        data, noun = self._read(indices), self.unit.noun
         got, real = inputs.batch_size(data), len(indices)
         if got != real:
             raise DpcheckError(
@@ -121,11 +122,15 @@ class Loader:
                 "where it is: unit=dpcheck.Unit(axes=..., rows=...)",
             )
         found = constants(data)
-        if self._constants not in (None, found):
+        if self._constants is None:
+            self._constants = constants(self._read(indices[:1])) if found else found
+        if self._constants != found:
             raise DpcheckError(
                 "a tensor that is declared to have no record axis is not the same in every batch, so it is not public",
                 where="Unit.axes",
                 next="declare its record axis, or leave the tensor out of the batch and keep it in the model",
             )
-        self._constants = found
         return data
+
+    def _read(self, indices: Tensor) -> Any:
+        return self.unit.canonical(read(self.dataset, indices, self.collate_fn))
