@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_UNIFORM = frozenset({"rand", "rand_like", "uniform", "uniform_"})
-_NORMAL = frozenset({"randn", "randn_like", "normal", "normal_", "log_normal_", "exponential_", "cauchy_"})
-_KEEP = frozenset({"bernoulli", "bernoulli_"})
+_UNIFORM = frozenset({"rand", "rand_like", "uniform"})
+_NORMAL = frozenset({"randn", "randn_like", "normal", "log_normal", "exponential", "cauchy"})
+_ONE = frozenset({"bernoulli", "geometric"})
+
+
+def _rrelu(x: Tensor, noise: Tensor, lower: float, upper: float, training: bool = False, *_: Any) -> Tensor:
+    slope = (lower + upper) / 2
+    if training:
+        noise.copy_(torch.where(x > 0, 1.0, slope))
+    return torch.where(x > 0, x, x * slope)
+
+
+def _rrelu_functional(x: Tensor, noise: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    noise = noise.clone()
+    return _rrelu(x, noise, *rest), noise
+
+
+# How many numbers these draw depends on the data, so that a sample shifts those of the next: they give their means.
+MEANS: dict[str, Callable[..., Any]] = {
+    "rrelu_with_noise": _rrelu,
+    "rrelu_with_noise_functional": _rrelu_functional,
+    "poisson": lambda rate, *_: rate.clone(),
+    "binomial": lambda count, prob, *_: count * prob,
+    "_standard_gamma": lambda alpha, *_: alpha.clone(),
+    "_sample_dirichlet": lambda alpha, *_: alpha / alpha.sum(-1, keepdim=True),
+}
 
 
 class FixedChance(TorchDispatchMode):
@@ -30,19 +54,23 @@ class FixedChance(TorchDispatchMode):
         if name.startswith("_scaled_dot_product") and "backward" not in name:
             args, kwargs = _without_dropout(func, args, kwargs)
             return func(*args, **kwargs)
+        if name in MEANS:
+            return MEANS[name](*args)
         out = func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded not in func.tags or not isinstance(out, Tensor):
             return out
-        if name in _KEEP:
-            return _fill(args[0] if name.endswith("_") else out, 1)
+        in_place, name = name.endswith("_"), name.removesuffix("_")
+        target = args[0] if in_place else out
+        if name in _ONE:
+            return _fill(target, 1)
         if name == "randperm":
             return torch.arange(out.numel(), dtype=out.dtype, device=out.device).roll(1)
         if name.startswith(("randint", "random")) or name == "multinomial":
-            return _fill(out, int(args[0]) if name == "randint.low" else 0)
+            return _fill(target, int(args[0]) if func is torch.ops.aten.randint.low else 0)
         if name in _UNIFORM:
-            return _fill(args[0] if name.endswith("_") else out, 0.375)
+            return _fill(target, 0.375)
         if name in _NORMAL:
-            return _fill(args[0] if name.endswith("_") else out, 0.6745)
+            return _fill(target, 0.6745)
         return out
 
 

@@ -2,7 +2,7 @@
 
 The graph is of one call. What a model keeps between calls in Python (an average in a plain attribute, a list of past
 activations, a cache), what it writes past autograd (``.data = ``) and what it creates on its first call is seen by
-running it: once on a batch A and then on B, once on A' and then on B, from the same state and the same random numbers.
+running it: once on a batch A and then on B, once on A' and then on B, from the same state, with fixed chance.
 Whatever differs then came from the data of the first batch. A difference is a proof; no difference proves nothing.
 """
 
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from dpcheck import inputs
 from dpcheck.capture import first_line
+from dpcheck.determinism import FixedChance
 from dpcheck.sandbox import sandbox, swapped, tensors_of
 
 _DEPTH = 4
@@ -91,7 +92,7 @@ def _run(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], first: Any, se
     parameters, buffers = tensors_of(model)
     originals = {name: t.detach() for name, t in {**parameters, **buffers}.items()}
     copies = {name: t.clone() for name, t in originals.items()}
-    with sandbox(model), torch.no_grad():
+    with sandbox(model), torch.no_grad(), FixedChance():
         known = {path: {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)}
                  for path, module in model.named_modules()}  # fmt: skip
         with swapped(model, copies):

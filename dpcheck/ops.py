@@ -11,7 +11,8 @@ _ELEMENTWISE = frozenset(
     {
         "_to_copy", "to", "threshold_backward", "leaky_relu_backward", "elu_backward", "softplus_backward", "where",
         "hardtanh_backward", "hardswish_backward", "hardsigmoid_backward", "mish_backward", "masked_fill", "prelu",
-        "_prelu_kernel", "_prelu_kernel_backward", "rrelu_with_noise", "log_sigmoid_forward", "log_sigmoid_backward",
+        "_prelu_kernel", "_prelu_kernel_backward", "rrelu_with_noise", "rrelu_with_noise_backward",
+        "log_sigmoid_forward", "log_sigmoid_backward",
         "softshrink_backward", "hardshrink_backward", "fake_quantize_per_tensor_affine_cachemask", "complex", "polar",
         "real", "imag", "rsub", "binary_cross_entropy_with_logits", "logit_backward", "hardtanh", "hardswish",
         "hardshrink", "softshrink", "heaviside", "nan_to_num", "floor_divide",

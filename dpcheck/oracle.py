@@ -31,38 +31,70 @@ def isolate(
 
     Args:
         dtype: float64, or float32 for a model that casts for itself (tried when float64 fails).
-        quick: one sample among two against the sample alone, at one scale: enough to see that place or number count,
-            which the sample sets do not know.
+        quick: the batch against the batch turned round and the batch in two parts, at one scale: enough to see that
+            place or number count, which the sample sets do not know.
     """
     size = inputs.batch_size(batch)
-    rows = [i % max(size, 2) for i in range(2 if quick else SAMPLES)]
+    rows = [i % max(size, 2) for i in range(SAMPLES)]
     worst, where, count = 0.0, "losses", 0
     for scale in SCALES[: 1 if quick else None]:
         scaled = _two_at_least(_scaled(inputs.to_dtype(batch, dtype), scale))
         try:
-            together, total = _each(model, loss_fn, inputs.take(scaled, rows), range(len(rows)), dtype)
+            if quick:
+                found = _turned_and_parted(model, loss_fn, scaled, rows, dtype)
+            else:
+                found = _alone(model, loss_fn, scaled, rows, dtype)
         except Exception as error:
             if dtype is torch.float64:
                 return isolate(model, loss_fn, batch, dtype=torch.float32, quick=quick)
             if count:
                 continue
             return OracleResult(False, 0.0, "nothing", 0, f"{type(error).__name__}: {first_line(error)}")
-        found = _differences((together[0][0], total), (together[0][0], _sum([grads for _, grads in together])))
-        for position in range(1 if quick else 0, len(rows)):
-            for companions in _companies(rows, position, max(size, 2)):
-                try:
-                    alone = _each(model, loss_fn, inputs.take(scaled, companions), [0], dtype)[0][0]
-                except Exception:  # the layer's trouble with one sample, not the oracle's: other companions follow
-                    continue
-                found += _differences(together[position], alone)
-                if quick:
-                    break
         count += len(found)
         for what, difference in found:
             if difference > worst:
                 worst, where = difference, what
     failed = None if count > 2 else "the model does not run on other batches than this one"
     return OracleResult(worst > TOLERANCE[dtype], worst, where, count, failed)
+
+
+def _alone(
+    model: nn.Module, loss_fn: LossFn, batch: Any, rows: list[int], dtype: torch.dtype
+) -> list[tuple[str, float]]:
+    """Every sample in the batch against the sample in other company."""
+    together, total = _each(model, loss_fn, inputs.take(batch, rows), range(len(rows)), dtype)
+    found = _differences((together[0][0], total), (together[0][0], _sum([grads for _, grads in together])))
+    for position in range(len(rows)):
+        for companions in _companies(rows, position, inputs.batch_size(batch)):
+            try:
+                alone = _each(model, loss_fn, inputs.take(batch, companions), [0], dtype)[0][0]
+            except Exception:  # the layer's trouble with one sample, not the oracle's: other companions follow
+                continue
+            found += _differences(together[position], alone)
+    return found
+
+
+def _turned_and_parted(
+    model: nn.Module, loss_fn: LossFn, batch: Any, rows: list[int], dtype: torch.dtype
+) -> list[tuple[str, float]]:
+    """The losses and one weighted sum of the gradients, of the batch, of the batch turned round, and of two parts."""
+    weights = torch.linspace(0.5, 1.5, len(rows), dtype=dtype)
+
+    def run(*places: int) -> tuple[Tensor, list[Tensor | None]]:
+        taken = inputs.take(batch, [rows[p] for p in places])
+        return _weighted(model, loss_fn, taken, weights[list(places)], dtype)
+
+    places = range(len(rows))
+    whole, turned = run(*places), run(*reversed(places))
+    found = _differences(whole, (turned[0].flip(0), turned[1]))
+    for cut in (1, len(rows) // 2):
+        try:
+            first, second = run(*places[:cut]), run(*places[cut:])
+        except Exception:  # the layer's trouble with one sample
+            continue
+        found += _differences(whole, (torch.cat([first[0], second[0]]), _sum([first[1], second[1]])))
+        break
+    return found
 
 
 def _two_at_least(batch: Any) -> Any:
@@ -92,6 +124,30 @@ def _scaled(batch: Any, scale: float) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t * scale if t.is_floating_point() else t, batch)
 
 
+def _state(model: nn.Module, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Copies of parameters and buffers, and those of them to differentiate by."""
+    parameters, buffers = tensors_of(model)
+    state: dict[str, Tensor] = {}
+    for name, t in {**parameters, **buffers}.items():
+        copy = t.detach().to(dtype) if t.is_floating_point() else t.detach()
+        copy = copy.clone() if copy.data_ptr() == t.data_ptr() else copy
+        state[name] = copy.requires_grad_(name in parameters and t.requires_grad)
+    return state, [state[n] for n in parameters if state[n].requires_grad]
+
+
+def _weighted(
+    model: nn.Module, loss_fn: LossFn, batch: Any, weights: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The losses, and the gradient of their weighted sum."""
+    state, wanted = _state(model, dtype)
+    with sandbox(model), FixedChance(), swapped(model, state):
+        losses = loss_fn(model, batch)
+        grads: Any = [None] * len(wanted)
+        if losses.requires_grad:
+            grads = torch.autograd.grad(losses, wanted, weights.to(losses), allow_unused=True)
+        return losses.detach(), list(grads)
+
+
 def _each(
     model: nn.Module, loss_fn: LossFn, batch: Any, positions: Any, dtype: torch.dtype
 ) -> tuple[list[tuple[Tensor, list[Tensor | None]]], list[Tensor | None]]:
@@ -99,15 +155,9 @@ def _each(
 
     With more than one position the gradient of the sum of all losses follows.
     """
-    parameters, buffers = tensors_of(model)
-    state: dict[str, Tensor] = {}
-    for name, t in {**parameters, **buffers}.items():
-        copy = t.detach().to(dtype) if t.is_floating_point() else t.detach()
-        copy = copy.clone() if copy.data_ptr() == t.data_ptr() else copy
-        state[name] = copy.requires_grad_(name in parameters and t.requires_grad)
+    state, wanted = _state(model, dtype)
     with sandbox(model), FixedChance(), swapped(model, state):
         losses = loss_fn(model, batch)
-        wanted = [state[n] for n in parameters if state[n].requires_grad]
         results = []
         for i in positions:
             grads: Any = [None] * len(wanted)
@@ -123,7 +173,7 @@ def _each(
 def _differences(
     a: tuple[Tensor, list[Tensor | None]], b: tuple[Tensor, list[Tensor | None]]
 ) -> list[tuple[str, float]]:
-    loss = float((a[0] - b[0]).abs() / (b[0].abs() + 1e-3))
+    loss = float(((a[0] - b[0]).abs() / (b[0].abs() + 1e-3)).nan_to_num(0.0).max())
     both = [(x, y) for x, y in zip(a[1], b[1], strict=True) if x is not None or y is not None]
     pairs = [(_or_zero(x, y), _or_zero(y, x)) for x, y in both]
     size = sum(float(y.double().square().sum()) for _, y in pairs) ** 0.5

@@ -123,7 +123,8 @@ def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
         result = of_a_sum(op, values)
         broken = all(v.additive for v in mixed) and not all(r.additive for r in _leaves(result))
         return Step(result, broken, ruled)
-    if op.packet.startswith("as_strided") and not _dense(node.args[0]):
+    lost = op.packet.startswith("as_strided") and not _dense(node.args[0])
+    if lost or (op.packet == "embedding_renorm" and not _looked_up(node)):
         return Step(unknown(op), not mixed, ruled)
     result = _transfer(op)
     result = _with_constant(op, values, result)
@@ -142,6 +143,13 @@ def _dense(source: Any) -> bool:
     """Whether the tensor is its whole storage in row-major order, so that strides mean what they mean on the mask."""
     val = source.meta["val"]
     return bool(val.is_contiguous()) and val.untyped_storage().nbytes() == val.numel() * val.element_size()
+
+
+def _looked_up(node: fx.Node) -> bool:
+    """Whether the rescaled table is only looked up with the indices that rescaled it, or left as an output."""
+    lookup = torch.ops.aten.embedding.default
+    uses = [user for user in node.users if user.op != "output"]
+    return all(user.target is lookup and user.args[:2] == (node, node.args[1]) for user in uses)
 
 
 def _number(op: Op, values: list[Samples]) -> Step:

@@ -23,7 +23,7 @@ _FIRST = frozenset(
         "silu_backward", "_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm_backward",
         "native_group_norm_backward", "convolution_backward", "leaky_relu_backward", "elu_backward",
         "softplus_backward", "hardtanh_backward", "hardswish_backward", "logit_backward", "glu_backward",
-        "unfold_backward",
+        "unfold_backward", "_conj", "_neg_view", "conj_physical",
     }
 )  # fmt: skip
 # Linear in either factor, not in both.
@@ -45,6 +45,8 @@ def of_a_sum(op: Op, values: list[Samples]) -> Any:
 
 def _linear(op: Op, sums: list[Samples], others: list[Samples]) -> bool:
     first = op.args[0] if op.args else None
+    if op.name == "aten.view.dtype":
+        return False
     if RULES.get(op.packet) is move or op.packet in _FIRST:
         return isinstance(first, Samples) and first.mixed() and len(sums) == 1 and not _constant_added(op)
     if op.packet in _BILINEAR:
@@ -66,6 +68,8 @@ def _linear(op: Op, sums: list[Samples], others: list[Samples]) -> bool:
 def _constant_added(op: Op) -> bool:
     if op.packet in ("_to_copy", "to"):
         return not (op.out.is_floating_point() or op.out.is_complex())
+    if op.packet == "convolution":
+        return op.args[2] is not None
     if op.packet == "constant_pad_nd":
         return bool(op.arg(2, "value", 0) != 0)
     if op.packet == "masked_fill":

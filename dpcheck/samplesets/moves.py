@@ -45,9 +45,9 @@ def fill(op: Op) -> Samples:
     "contiguous", "alias", "detach", "diagonal", "unfold", "as_strided", "movedim", "rot90", "pixel_shuffle",
     "pixel_unshuffle", "channel_shuffle", "lift_fresh_copy", "lift_fresh", "view_as", "expand_as", "flatten", "numpy_T",
     "slice_backward", "select_backward", "diagonal_backward", "tril", "triu", "diag_embed",
-    "repeat_interleave", "unsafe_split", "split_copy", "unflatten", "swapaxes", "_conj", "_neg_view", "resolve_conj",
+    "repeat_interleave", "unsafe_split", "split_copy", "unflatten", "swapaxes",
     "view_copy", "expand_copy", "permute_copy", "slice_copy", "select_copy", "squeeze_copy", "unsqueeze_copy",
-    "transpose_copy", "as_strided_copy", "diagonal_copy", "tensor_split", "resolve_neg",
+    "transpose_copy", "as_strided_copy", "diagonal_copy", "tensor_split", "t_copy", "unbind_copy",
 )  # fmt: skip
 def move(op: Op) -> Any:
     """The same op on the abstract value; zeros that it fills in depend on nothing."""
@@ -64,7 +64,8 @@ def move(op: Op) -> Any:
     if op.packet in ("as_strided", "as_strided_copy"):
         dense = moved(value, lambda t: t.contiguous())
         low, high = dense.low.contiguous(), dense.high.contiguous()
-        return Samples(compact(target(low, *rest, **kwargs)), compact(target(high, *rest, **kwargs)), op.batch)
+        low, high = (compact(target(t, *rest, **kwargs)) for t in (low, high))
+        return Samples(low, high, op.batch, inexact=value.inexact)
     if not isinstance(op.out, Tensor):
         return parted(value, lambda t: target(t, *rest, **kwargs))
     return _named(op, value, moved(value, lambda t: target(t, *rest, **kwargs)))
@@ -73,6 +74,12 @@ def move(op: Op) -> Any:
 def _named(op: Op, value: Samples, result: Samples) -> Samples:
     """Zeros stay zeros under a move."""
     return result.with_(zero=True) if value.zero else result
+
+
+@transfer("_conj", "_neg_view")
+def signs(op: Op) -> Samples:
+    """Views that read every element with another sign."""
+    return op.join(op.args[0])
 
 
 @transfer("view_as_real")

@@ -140,3 +140,23 @@ def distance(op: Op) -> Samples:
     left = moved(reduced(op.args[0], [-1]), lambda t: t)
     right = moved(reduced(op.args[1], [-1]), lambda t: t.transpose(-1, -2))
     return op.join(left, right)
+
+
+@transfer("_cdist_backward")
+def distance_backward(op: Op) -> Samples:
+    """The gradient of the rows of the first argument: a sum over those of the second."""
+    grad, first, second, _, distances = op.args
+    across = moved(reduced(second, [-1]), lambda t: t.transpose(-1, -2))
+    slots = op.join(grad, reduced(first, [-1]), across, distances, shape=grad.shape)
+    rows = reduced(slots, [-1])
+    if op.backward and rows.mixed() and not slots.mixed():
+        return op.summed(op.out.shape, slots)
+    return op.join(rows)
+
+
+@transfer("bucketize", "searchsorted")
+def sorted_search(op: Op) -> Samples:
+    """Every value is compared with all boundaries, or with those of its own row."""
+    bounds, values = op.args[:2] if op.packet == "searchsorted" else op.args[1::-1]
+    others = op.kwargs.get("sorter")
+    return op.join(reduced(bounds, [-1]), values, None if others is None else reduced(others, [-1]))
