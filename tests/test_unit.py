@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 import dpcheck
 from dpcheck import DpcheckError, Unit, by_user
+from dpcheck.fixes import batch_norm
 from dpcheck.testing import assert_private, assert_sensitivity_bounded, batches
 
 BOUND = 0.4
@@ -196,6 +197,13 @@ def test_batch_norm_mixes_users_and_is_fixed_for_them() -> None:
     assert location is not None and location.file == __file__ and location.function == "forward"
     result = dpcheck.fix(model, cross_entropy, batch, unsafe=True, unit=grouped.unit)
     assert result.report.ok and result.report.notes[0].startswith("unit: one user")
+
+
+def test_a_fix_that_makes_all_rows_alike_is_rolled_back_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_norm, "to_group_norm", lambda module, groups: nn.GroupNorm(3, 3))
+    grouped = by_user(TensorDataset(*data(12)), [i // 4 for i in range(12)], max_rows=4)
+    result = dpcheck.fix(Normalised().double(), cross_entropy, grouped.batch(range(3)), unsafe=True, unit=grouped.unit)
+    assert "the same for every sample" in (result.changes[0].reason or "")
 
 
 # -- tensors without a record axis
