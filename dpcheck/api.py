@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
@@ -34,16 +35,20 @@ def check(model: nn.Module, loss_fn: LossFn, batch: Any, *, unit: Unit | None = 
     """
     start = time.perf_counter()
     loss_fn, batch = adapted(unit, loss_fn, batch)
-    facts = find_facts(model, loss_fn, batch)
-    diagnostics = registry.apply(RULES, facts)
+    report = report_of(find_facts(model, loss_fn, batch))
+    notes = (*([f"unit: {unit}"] if unit is not None else []), *report.notes)
+    return replace(report, notes=notes, seconds=time.perf_counter() - start)
+
+
+def report_of(facts: Facts) -> Report:
+    """What the rules and the verdict make of the facts."""
     return Report(
         verdict=_verdict(facts),
-        diagnostics=diagnostics,
+        diagnostics=registry.apply(RULES, facts),
         buffers=facts.buffers,
         parameters=facts.parameters,
         method=_method(facts),
-        notes=(*([f"unit: {unit}"] if unit is not None else []), *_notes(facts)),
-        seconds=time.perf_counter() - start,
+        notes=_notes(facts),
     )
 
 
