@@ -1,0 +1,121 @@
+"""What dpcheck, the isolation oracle and Opacus say about one model of a zoo."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from zoo_models.entry import Case, Entry
+
+import dpcheck
+from dpcheck.api import report_of
+from dpcheck.capture import run_losses
+from dpcheck.oracle import isolate
+from dpcheck.passes import find_facts
+
+# What `fix(unsafe=True)` mends by taking another layer.
+BATCH_NORM = frozenset({"DP101", "DP102"})
+
+
+def judge(entry: Entry, seeds: int, twins: bool) -> dict[str, Any]:
+    """Every answer about one model, as plain data.
+
+    Args:
+        seeds: how many times weights and batch are drawn for the oracle.
+        twins: whether a model with batch norm is also judged with its batch norms replaced.
+
+    Keys: ``verdict``, ``codes``, ``events`` (kind, op, reason, place, what it reaches), ``method``, ``notes``,
+    ``seconds`` of the check, ``oracle`` (mixing, worst, comparisons, failures, over all seeds), ``opacus`` (what it
+    ``says``, with its errors); ``crash`` instead, when dpcheck raised; ``broken``, when the model itself cannot be
+    built or run. ``twin`` holds the same for the model with its batch norms replaced by ``dpcheck.fix(unsafe=True)``.
+    """
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    try:
+        model, loss_fn, batch = entry.make()
+        run_losses(model, loss_fn, batch)
+    except Exception as error:
+        return {"broken": f"{type(error).__name__}: {error}"[:400], "where": traceback.format_exc(limit=-3)}
+    result = _answers(model, loss_fn, batch)
+    if "crash" in result:
+        return result
+    result["oracle"] = _oracle([(model, loss_fn, batch), *_others(entry, seeds)])
+    if twins and result["verdict"] == "mixing" and BATCH_NORM & set(result["codes"]):
+        result["twin"] = _twin(model, loss_fn, batch)
+    return result
+
+
+def _others(entry: Entry, seeds: int) -> list[Case]:
+    cases = []
+    for seed in range(1, seeds):
+        torch.manual_seed(seed)
+        cases.append(entry.make())
+    return cases
+
+
+def _answers(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Any]:
+    start = time.perf_counter()
+    try:
+        facts = find_facts(model, loss_fn, batch)
+        report = report_of(facts)
+    except Exception as error:
+        return {"crash": f"{type(error).__name__}: {error}"[:400], "where": traceback.format_exc(limit=-6)}
+    seconds = time.perf_counter() - start
+    return {
+        "verdict": report.verdict,
+        "codes": sorted({d.code for d in report.diagnostics}),
+        "events": [
+            {
+                "kind": e.kind, "op": e.op, "reason": e.reason, "reaches": list(e.reaches)[:4],
+                "at": str(e.origin.location) if e.origin else None, "refuted": e.refuted,
+            }
+            for e in facts.events
+        ],
+        "method": report.method,
+        "notes": list(report.notes),
+        "seconds": seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "nodes": len(facts.capture.graph.graph.nodes) if facts.capture else None,
+        "opacus": opacus(model),
+    }  # fmt: skip
+
+
+def _oracle(cases: list[Case]) -> dict[str, Any]:
+    start = time.perf_counter()
+    results = [isolate(*case) for case in cases]
+    return {
+        "mixing": any(r.mixing for r in results),
+        "worst": max(r.worst for r in results),
+        "compared": max(results, key=lambda r: r.worst).compared,
+        "comparisons": sum(r.comparisons for r in results),
+        "failed": [r.failed for r in results if r.failed],
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _twin(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Any]:
+    try:
+        fixed = dpcheck.fix(model, loss_fn, batch, unsafe=True).model
+    except Exception as error:
+        return {"crash": f"fix: {type(error).__name__}: {error}"[:400], "where": traceback.format_exc(limit=-6)}
+    result = _answers(fixed, loss_fn, batch)
+    if "crash" not in result:
+        result["oracle"] = _oracle([(fixed, loss_fn, batch)])
+    return result
+
+
+def opacus(model: nn.Module) -> dict[str, Any]:
+    """The answer of Opacus's validator, which looks at the types of the modules."""
+    try:
+        from opacus.validators import ModuleValidator
+    except ImportError:
+        return {"says": "not installed", "errors": []}
+    try:
+        errors = ModuleValidator.validate(model, strict=False)
+    except Exception as error:
+        return {"says": "raised", "errors": [f"{type(error).__name__}: {error}"[:200]]}
+    return {"says": "refuses" if errors else "accepts", "errors": [str(e)[:200] for e in errors[:5]]}

@@ -1,0 +1,56 @@
+"""Sizes that make an architecture tiny: by the names that configurations use, and where one needs its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+    "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "emb_dim": 32, "embedding_size": 32,
+    "intermediate_size": 64, "ffn_dim": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "d_ff": 64, "d_kv": 8,
+    "hidden_dim": 64, "d_inner": 64, "n_inner": 64, "ffn_hidden_size": 64,
+    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
+    "num_decoder_layers": 2, "num_encoder_layers": 2,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64, "max_seq_len": 64, "max_source_positions": 64,
+    "max_target_positions": 64, "sliding_window": 8,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    "image_size": 32, "patch_size": 8, "num_labels": 3,
+    "conv_dim": (16, 16), "conv_kernel": (8, 3), "conv_stride": (4, 2), "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 2, "num_mel_bins": 16, "classifier_proj_size": 16,
+}  # fmt: skip
+
+_LATENT = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 16}
+_HEADS = {"d_model": 32, "n_heads": 4, "n_layers": 2}
+
+EXTRA: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
+    "nemotron": {"num_key_value_heads": 2},
+    "mamba2": {"num_heads": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8},
+    "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 2, "mamba_d_state": 8},
+    "zamba2": {
+        "num_hidden_layers": 3,
+        "layer_types": ["mamba", "hybrid", "mamba"],
+        "hybrid_layer_ids": [1],
+        "mamba_headdim": 8,
+    },
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
+    "dbrx": {
+        **_HEADS,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v3": {**_LATENT, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "esm": {"vocab_size": 99, "pad_token_id": 1, "mask_token_id": 3},
+    "reformer": {
+        "axial_pos_embds_dim": (16, 16),
+        "axial_pos_shape": (4, 3),
+        "attention_head_size": 8,
+        "is_decoder": False,
+    },
+    "funnel": {"block_sizes": [1, 1], "d_head": 8, "d_model": 32},
+}
