@@ -28,6 +28,9 @@ The file is run: check only files that you trust.
   dpcheck model.py:make_model                   a certain model of the file
   dpcheck model.py --fix --unsafe-fixes --train fix, verify, train privately
   dpcheck rule DP101                            what a rule finds and why; `dpcheck rule --all` lists them"""
+_TARGET = """\
+defines a model, loss_fn(model, batch) and sample_batch();
+unit = dpcheck.Unit(...) if a record is not one index of axis 0"""
 _EPILOG = "exit codes: 0 clean or all fixed, 1 findings, 2 usage or internal error"
 
 
@@ -40,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``dpcheck model.py``."""
     form = argparse.RawTextHelpFormatter
     p = _Parser("dpcheck", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form, allow_abbrev=False)
-    p.add_argument("target", metavar="FILE[:SYMBOL]", help="defines a model, loss_fn(model, batch) and sample_batch()")
+    p.add_argument("target", metavar="FILE[:SYMBOL]", help=_TARGET)
     p.add_argument("--version", action="version", version=f"dpcheck {__version__}")
     p.add_argument("--fix", action="store_true", help="fix a copy of the model; the file is not changed")
     p.add_argument("--unsafe-fixes", action="store_true", help="also fixes that change the function (BatchNorm)")

@@ -50,7 +50,8 @@ def tensors(batch: Any) -> list[tuple[str, Tensor]]:
             raise DpcheckError(
                 "a tensor of the batch has no sample axis (its shape is [])",
                 where=f"batch{path}",
-                next="give every tensor of the batch samples on axis 0; keep constants in the model or in loss_fn",
+                next="give every tensor of the batch samples on axis 0; keep constants in the model or in loss_fn, or "
+                "declare them as public: None in dpcheck.Unit(axes=...)",
             )
     return found
 
@@ -67,7 +68,7 @@ def batch_size(batch: Any) -> int:
         listing = ", ".join(f"batch{path}: {tuple(leaf.shape)}" for path, leaf in found)
         raise DpcheckError(
             f"the tensors of the batch disagree about the number of samples on axis 0: {listing}",
-            next="give every tensor of the batch samples on axis 0",
+            next="give every tensor of the batch samples on axis 0, or declare the axes: unit=dpcheck.Unit(axes=...)",
         )
     return found[0][1].shape[0]
 
