@@ -26,8 +26,10 @@ def by_user(dataset: Any, users: Iterable[Any], *, max_rows: int, unit: Unit | N
 
     Only the first ``max_rows`` records of each user, in the order of ``dataset``, are ever read, so that which ones
     they are depends on no other user; the order of ``dataset`` must not bring that back, as a seeded shuffle of all
-    records does, which changes with their number. The number of users and ``max_rows`` are public. A batch always has ``max_rows``
-    records of each user: those missing are copies of the user's own, and their losses do not count.
+    records does, which changes with their number. The number of users and ``max_rows`` are public.
+
+    A batch always has ``max_rows`` records of each user: those missing are copies of the user's own, and their losses
+    do not count.
 
     Args:
         dataset: map-style; one item is one record.
