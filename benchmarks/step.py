@@ -5,7 +5,7 @@
 
 Each row runs in a process of its own. Its methods take turns, one step each a round, so that a busy machine slows all
 of them; a time is the median over the rounds, its ratio the median of the ratios to the non-private step of the same
-round. Memory is the most that torch allocates at once during a step, above what was alive before it, gradients included.
+round. Memory is the most that torch allocates at once during a step above what was alive before it, gradients too.
 The time with ``reuse`` is measured with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1: freed memory is reused, where
 glibc's default gives large blocks back to the system and pays a page fault for each 4 KiB when it gets them again.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from dpcheck.engine.contributions import Contribution, Finder, sums
-from dpcheck.engine.sites.base import Site, square_norms_of, weighted_of
+from dpcheck.engine.sites.base import Part, Site, square_norms_of, weighted_of
 from torch import Tensor, fx
 
 from dpcheck.samplesets import Analysis
@@ -65,7 +65,7 @@ class _Planner:
         self.capture, self.steps, self.each = analysis.capture, analysis.steps, per_sample
         self.finder = Finder(analysis)
         self.graph = fx.Graph()
-        self.env: dict[fx.Node, fx.Node] = {}
+        self.env: dict[fx.Node | Part, fx.Node] = {}
 
     @property
     def sites(self) -> list[Site]:
@@ -86,7 +86,7 @@ class _Planner:
         indirect = {i for c in contributions if not c.isometric for i in c.sites}
         kept: dict[int, fx.Node] = {}
         norms: dict[int, fx.Node] = {}
-        waiting = {i: set(site.operands) for i, site in enumerate(self.sites)}
+        waiting = {i: set(site.sources) for i, site in enumerate(self.sites)}
 
         def arrive(node: fx.Node) -> None:
             for i, site in enumerate(self.sites):
@@ -117,7 +117,7 @@ class _Planner:
 
     def _needed(self, contributions: list[Contribution], buffers: list[str]) -> set[fx.Node]:
         roots = [self.capture.losses, *(self.capture.buffers_after[name] for name in buffers)]
-        roots += [operand for site in self.sites for operand in site.operands]
+        roots += [source for site in self.sites for source in site.sources]
         roots += [constant for c in contributions for constant in c.constants]
         seen: set[fx.Node] = set()
         while roots:
@@ -136,10 +136,17 @@ class _Planner:
             made.args = (*made.args[:at], mask, *made.args[at + 1 :])
         return made
 
+    def _values(self, site: Site) -> tuple[fx.Node, ...]:
+        for part in site.operands:
+            if isinstance(part, Part) and part not in self.env:
+                given = tuple(self.env[node] for node in part.operands)
+                self.env[part] = self.graph.call_function(part.compute, given)
+        return tuple(self.env[operand] for operand in site.operands)
+
     def _measure(
         self, index: int, site: Site, direct: bool, indirect: bool, kept: dict[int, fx.Node], norms: dict[int, fx.Node]
     ) -> None:
-        values = tuple(self.env[operand] for operand in site.operands)
+        values = self._values(site)
         if indirect or self.each or site.keeps():
             kept[index] = self.graph.call_function(site.per_sample, values)
         if direct and index in kept:
@@ -166,7 +173,7 @@ class _Planner:
         for c in contributions:
             for i in c.sites:
                 if i not in sums:
-                    values = (kept[i],) if i in kept else tuple(self.env[o] for o in self.sites[i].operands)
+                    values = (kept[i],) if i in kept else self._values(self.sites[i])
                     how = weighted_of if i in kept else self.sites[i].weighted
                     sums[i] = self.graph.call_function(how, (factors, *values))
             constants = tuple(self.env[node] for node in c.constants)

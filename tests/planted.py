@@ -80,13 +80,6 @@ def _with(**options):
     return lambda original: lambda self, *args: original(replace(self, **options), *args)
 
 
-def _geometry(**options):
-    def change(original):
-        return lambda self, *args: original(replace(self, geometry=replace(self.geometry, **options)), *args)
-
-    return change
-
-
 def _times(factor):
     return lambda original: lambda *args, **kwargs: original(*args, **kwargs) * factor
 
@@ -168,11 +161,10 @@ def _mean_over_batch(original):
 
 
 def _conv_groups_crossed(original):
-    def pairs(self, *values):
-        left, right = original(self, *values)
-        return left.flip(1), right
+    def contract(self, grad, value, copies=1):
+        return original(self, grad, value.unflatten(1, (copies * self.groups, -1)).flip(1).flatten(1, 2), copies)
 
-    return pairs
+    return contract
 
 
 def _norm_of_mean(original):
@@ -210,11 +202,10 @@ def _single_scaled(original):
 FAULTS = [
     Fault("bias forgotten in the sum", convolution.ConvolutionBiasSite, "weighted", _times(0), conv),
     Fault("bias forgotten in the norm", convolution.ConvolutionBiasSite, "per_sample", _times(0), conv),
-    Fault("stride ignored", convolution.ConvolutionSite, "_pairs", _geometry(stride=(1, 1)), lambda: conv(stride=2)),
-    Fault("dilation ignored", convolution.ConvolutionSite, "_pairs", _geometry(dilation=(1, 1)),
-          lambda: conv(dilation=2)),
-    Fault("channel groups crossed", convolution.ConvolutionSite, "_pairs", _conv_groups_crossed,
-          lambda: conv(groups=2)),
+    Fault("stride ignored", convolution.Geometry, "windows", _with(stride=(1, 1)), lambda: conv(stride=2)),
+    Fault("dilation ignored", convolution.Geometry, "windows", _with(dilation=(1, 1)), lambda: conv(dilation=2)),
+    Fault("channel groups crossed", convolution.Geometry, "contract", _conv_groups_crossed, lambda: conv(groups=2)),
+    Fault("samples crossed in a convolution", convolution.Geometry, "contract", _conv_groups_crossed, conv),
     Fault("convolution's sum unclipped", convolution.ConvolutionSite, "weighted", _unweighted,
           lambda: (nn.Conv3d(2, 2, 2), rows(4, 2, 3, 3, 3))),
     Fault("ghost norm of the mean", matmul, "ghost_square_norms", _norm_of_mean,
@@ -244,7 +235,7 @@ FAULTS = [
           lambda: (nn.LayerNorm(4), rows(4, 3, 4))),
     Fault("layer norm's sum over all samples", norms.LayerNormSite, "weighted", _unweighted,
           lambda: (nn.LayerNorm(400), rows(4, 3, 400))),
-    Fault("statistics of another group", norms.GroupNormSite, "per_sample", _groups_swapped,
+    Fault("statistics of another group", norms.GroupNormPart, "compute", _groups_swapped,
           lambda: (nn.GroupNorm(2, 4), rows(4, 4, 5))),
     Fault("frames given to neighbours", layout.Layout, "blocks", _frames_to_neighbours,
           lambda: (Frames(nn.Linear(3, 2)), rows(4, 3, 3))),

@@ -19,6 +19,8 @@ from dpcheck.samplesets.op import packet_of
 # One multiply-add against one byte of fresh memory, as measured on a CPU (see ENGINE.md's table).
 FLOPS_PER_BYTE = 25.0
 
+# Entries of a row that are squared and added one by one.
+_RUN = 4096
 
 _FORCED: ContextVar[bool | None] = ContextVar("forced", default=None)
 
@@ -40,30 +42,50 @@ def chosen(cheaper: bool) -> bool:
 
 
 @dataclass(frozen=True)
+class Part(ABC):
+    """What several samplers need and is computed once for all of them: equal parts are one.
+
+    Attributes:
+        operands: the nodes whose values it is computed from.
+    """
+
+    operands: tuple[fx.Node, ...]
+
+    @abstractmethod
+    def compute(self, *values: Tensor) -> Any:
+        """The value that is handed to the samplers."""
+
+
+@dataclass(frozen=True)
 class Site(ABC):
     """One output of one contraction op.
 
     Attributes:
-        operands: the nodes whose values the sampler needs.
+        operands: the nodes (or parts) whose values the sampler needs.
         shape: shape of the output, which is also the shape of one sample's contribution.
         batch: B.
     """
 
-    operands: tuple[fx.Node, ...]
+    operands: tuple[fx.Node | Part, ...]
     shape: tuple[int, ...]
     batch: int
     kind: ClassVar[str]
 
+    @property
+    def sources(self) -> tuple[fx.Node, ...]:
+        """The nodes of the graph that the operands are or are made of."""
+        return tuple(n for o in self.operands for n in (o.operands if isinstance(o, Part) else (o,)))
+
     @abstractmethod
-    def per_sample(self, *values: Tensor) -> Tensor:
+    def per_sample(self, *values: Any) -> Tensor:
         """The contribution of every sample, [B, *shape]."""
 
-    def square_norms(self, *values: Tensor) -> Tensor:
+    def square_norms(self, *values: Any) -> Tensor:
         """The squared L2 norm of every contribution, [B], in float32 or wider."""
         return square_norms_of(self.per_sample(*values))
 
     @abstractmethod
-    def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
+    def weighted(self, factors: Tensor, *values: Any) -> Tensor:
         """The sum over samples of ``factors[i]`` times contribution i, of ``shape``."""
 
     def keeps(self) -> bool:
@@ -77,9 +99,14 @@ def wide(t: Tensor) -> Tensor:
 
 
 def square_norms_of(each: Tensor) -> Tensor:
-    """Squared norms of the rows of [B, ...]: a sum of non-negative terms, in float32 or wider."""
+    """Squared norms of the rows of [B, ...], [B]: a sum of non-negative terms, in float32 or wider."""
     flat = wide(each).reshape(each.shape[0], -1)
-    return torch.einsum("bi,bi->b", flat, flat)
+    # One run of float32 additions over millions of entries would lose three digits.
+    whole = flat.shape[1] // _RUN * _RUN
+    runs = torch.linalg.vector_norm(flat[:, :whole].unflatten(1, (-1, _RUN)), dim=2).square().sum(1)
+    rest = torch.linalg.vector_norm(flat[:, whole:], dim=1).square()
+    result: Tensor = runs + rest
+    return result
 
 
 def weighted_of(factors: Tensor, each: Tensor) -> Tensor:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from dpcheck.engine.sites.base import Place, Site, chosen, maker, square_norms_of
+from dpcheck.engine.sites.base import FLOPS_PER_BYTE, Place, Site, chosen, maker, square_norms_of, wide
 from dpcheck.engine.sites.layout import Layout, find_layout
-from dpcheck.engine.sites.pairs import KEEP_BYTES, ghost_square_norms, products_are_cheaper
+from dpcheck.engine.sites.pairs import KEEP_BYTES
 from torch import Tensor
 
 _backward = torch.ops.aten.convolution_backward.default
+
+_PIECE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -28,94 +32,107 @@ class Geometry:
     output_padding: tuple[int, ...]
     groups: int
 
-    @property
-    def spatial(self) -> int:
-        return len(self.weight) - 2
+    def contract(self, grad: Tensor, value: Tensor, copies: int = 1) -> Tensor:
+        """The weight's gradient, summed over axis 0, for each of ``copies`` convolutions that lie along axis 1.
 
-    def contract(self, grad: Tensor, value: Tensor) -> Tensor:
-        """The weight's gradient, summed over axis 0. Of the weight only its shape matters."""
-        weight = value.new_empty(1).expand(self.weight)
-        options = (self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups)
-        result: Tensor = _backward(grad, value, weight, [0], *options, [False, True, False])[1]
+        Of the weight only its shape matters: [copies * out or in, channels per group, *kernel].
+        """
+        weight = value.new_empty(copies * self.weight[0], *self.weight[1:])
+        options = (self.stride, self.padding, self.dilation, self.transposed, self.output_padding)
+        result: Tensor = _backward(grad, value, weight, [0], *options, self.groups * copies, [False, True, False])[1]
         return result
+
+    def kept_bytes(self, batch: int) -> int:
+        """Of the gradients of ``batch`` samples in float32."""
+        return 4 * batch * math.prod(self.weight)
+
+    @property
+    def at_once(self) -> int:
+        """Of how many samples gradients are computed in one call."""
+        return max(1, _PIECE_BYTES // self.kept_bytes(1))
+
+    def windows(self, slid: Tensor, sizes: tuple[int, ...], axes: tuple[int, int]) -> Iterator[Tensor]:
+        """What each place of the kernel meets: views of ``slid``, whose padded spatial axes start at both ``axes``."""
+        for place in itertools.product(*(range(k) for k in self.weight[2:])):
+            view = slid
+            for axis in axes:
+                for i, (k, size) in enumerate(zip(place, sizes, strict=True)):
+                    start, stride = k * self.dilation[i], self.stride[i]
+                    view = view[(slice(None),) * (axis + i) + (slice(start, start + stride * (size - 1) + 1, stride),)]
+            yield view
 
 
 @dataclass(frozen=True)
 class ConvolutionSite(Site):
-    """The weight's gradient: products of output gradients and unfolded patches (Rochette et al. 2019).
+    """The weight's gradient. Rows are [R, C, *], and ``layout.each`` rows belong to a sample.
 
-    Rows are [N, C, *]; for one and two spatial axes the patches are unfolded, for three samples are contracted alone.
+    Every sample's gradient comes from one convolution with the samples as groups (Rochette et al. 2019). The ghost norm
+    multiplies Grams of patches, and those are sums of shifted Grams of pixels: no patch is unfolded.
     """
 
     layout: Layout
     geometry: Geometry
-    positions: int
+    sizes: tuple[tuple[int, ...], tuple[int, ...]]  # spatial sizes of the output gradient and of the input
     kind: ClassVar[str] = "convolution"
 
-    def _pairs(self, grad: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, G, m, L] and [B, G, L, n] whose product is the weight's gradient, [G, m, n], of every sample."""
-        g = self.geometry
-        slid, still = (grad, value) if g.transposed else (value, grad)
-        kernel, patches = g.weight[2:], slid
-        if g.spatial == 1:
-            patches = slid.unsqueeze(2)
-        options = [((1,) * (2 - g.spatial) + k) for k in (kernel, g.dilation, g.stride)]
-        pad = (0,) * (2 - g.spatial) + g.padding
-        columns = F.unfold(patches, options[0], dilation=options[1], padding=pad, stride=options[2])
-        length = math.prod(still.shape[2:])
-        if columns.shape[2] != length:
-            columns = self._cropped(columns, patches, still, options, pad)
-        rows, groups = still.shape[0], g.groups
-        left = still.reshape(rows, groups, -1, length)
-        right = columns.view(rows, groups, -1, length)
-        if self.layout.each == 1:
-            return left, right.transpose(-1, -2)
-        left, right = self.layout.blocks(left), self.layout.blocks(right)  # [B, each, G, *, L]
-        return left.permute(0, 2, 3, 1, 4).flatten(-2), right.permute(0, 2, 1, 4, 3).flatten(2, 3)
-
-    def _cropped(
-        self, columns: Tensor, slid: Tensor, still: Tensor, options: list[tuple[int, ...]], pad: tuple[int, ...]
-    ) -> Tensor:
-        """Only the windows that belong to an output position (a large output padding has more)."""
-        kernel, dilation, stride = options
-        sizes = [
-            (s + 2 * p - d * (k - 1) - 1) // t + 1
-            for s, p, d, k, t in zip(slid.shape[2:], pad, dilation, kernel, stride, strict=True)
-        ]
-        wanted = (1,) * (2 - self.geometry.spatial) + tuple(still.shape[2:])
-        grid: Tensor = columns.unflatten(2, sizes)[:, :, : wanted[0], : wanted[1]]
-        return grid.reshape(*columns.shape[:2], -1)
-
-    @property
-    def _sizes(self) -> tuple[int, int, int, int]:
-        g = self.geometry
-        m = g.weight[0] // g.groups
-        return g.groups, m, math.prod(g.weight[1:]), self.positions * self.layout.each
-
     def per_sample(self, *values: Tensor) -> Tensor:
-        if self.geometry.spatial > 2:
-            grad, value = (self.layout.blocks(v) for v in values)
-            return torch.vmap(self.geometry.contract)(grad, value)
-        left, right = self._pairs(*values)
-        return torch.matmul(left, right).reshape(self.batch, *self.shape)
+        return torch.cat(list(self._pieces(*values)))
+
+    def _pieces(self, *values: Tensor) -> Iterator[Tensor]:
+        """Gradients of a few samples at a time, which stay in the cache."""
+        rows = [self.layout.blocks(v) for v in values]
+        for few in zip(*(r.split(self.geometry.at_once) for r in rows), strict=True):
+            grad, value = (r.transpose(0, 1).flatten(1, 2) for r in few)
+            yield self.geometry.contract(grad, value, len(few[0])).reshape(-1, *self.shape)
 
     def square_norms(self, *values: Tensor) -> Tensor:
-        if self.geometry.spatial > 2 or self._products():
-            return square_norms_of(self.per_sample(*values))
-        return ghost_square_norms(*self._pairs(*values))
+        if self._by_grams():
+            return self._ghost(*values)
+        return torch.cat([square_norms_of(piece) for piece in self._pieces(*values)])
 
-    def _products(self) -> bool:
-        lead, m, n, length = self._sizes
-        # Unlike those of a linear layer, the columns are not shared with the forward: Grams need them as well.
-        return chosen(products_are_cheaper(self.batch, lead, m, n, length) or m * n <= 2 * length**2)
+    def _ghost(self, grad: Tensor, value: Tensor) -> Tensor:
+        g = self.geometry
+        slid, still = (grad, value) if g.transposed else (value, grad)
+        sizes = tuple(still.shape[2:])
+        slid = F.pad(slid, [p for p in reversed(g.padding) for _ in range(2)])
+        pixels, outputs = self._gram(slid), self._gram(still)
+        patches: Tensor | None = None
+        for window in g.windows(pixels, sizes, (3, 4 + len(sizes))):
+            patches = window.clone() if patches is None else patches.add_(window)
+        assert patches is not None
+        return (patches.flatten(1) * outputs.flatten(1)).sum(1).clamp_min(0)
+
+    def _gram(self, t: Tensor) -> Tensor:
+        """Products of all pixels of a sample over the channels of a group: [B, G, each, *, each, *]."""
+        pixels = self.layout.blocks(wide(t)).unflatten(2, (self.geometry.groups, -1))
+        spatial = pixels.shape[1], *pixels.shape[4:]
+        flat = pixels.movedim(1, 3).flatten(3)
+        return torch.matmul(flat.transpose(-1, -2), flat).view(*flat.shape[:2], *spatial, *spatial)
+
+    def _by_grams(self) -> bool:
+        return not chosen(self.geometry.kept_bytes(self.batch) <= KEEP_BYTES and not self._grams_are_cheaper())
+
+    def _grams_are_cheaper(self) -> bool:
+        g = self.geometry
+        still, slid = self.sizes if not g.transposed else self.sizes[::-1]
+        padded = [s + 2 * p for s, p in zip(slid, g.padding, strict=True)]
+        positions, pixels = (self.layout.each * math.prod(n) for n in (still, padded))
+        first, second = g.weight[0], g.weight[1] * g.groups
+        flops = 2.0 * (positions**2 * first + pixels**2 * second)
+        # Grams of a few positions stay in the cache, unlike the products.
+        moved = 2.0 * positions**2 * g.groups * math.prod(g.weight[2:])
+        return flops + moved * FLOPS_PER_BYTE < g.kept_bytes(1) * FLOPS_PER_BYTE
 
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
         grad, value = values
-        return self.geometry.contract(grad * self.layout.spread(factors.to(grad.dtype), grad.dim()), value)
+        if grad.numel() <= value.numel():
+            grad = grad * self.layout.spread(factors.to(grad.dtype), grad.dim())
+        else:
+            value = value * self.layout.spread(factors.to(value.dtype), value.dim())
+        return self.geometry.contract(grad, value)
 
     def keeps(self) -> bool:
-        products = self.geometry.spatial > 2 or self._products()
-        return chosen(products and 4 * self.batch * math.prod(self.shape) <= KEEP_BYTES)
+        return not self._by_grams()
 
 
 @dataclass(frozen=True)
@@ -155,6 +172,5 @@ def make(place: Place) -> Site | None:
     geometry = Geometry(
         shape, full(stride), full(padding), full(dilation), bool(transposed), full(output_padding), int(groups)
     )
-    still = samples if transposed else place.samples(grad)
-    positions = math.prod(still.shape[2:])
-    return ConvolutionSite((grad, value), place.shape, place.batch, layout, geometry, positions)  # type: ignore[arg-type]
+    sizes = tuple(place.samples(grad).shape[2:]), tuple(samples.shape[2:])
+    return ConvolutionSite((grad, value), place.shape, place.batch, layout, geometry, sizes)  # type: ignore[arg-type]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dpcheck.engine.sites.base import Place, Site, maker, weighted_of, wide
+import torch
+from dpcheck.engine.sites.base import Part, Place, Site, maker, weighted_of, wide
 from dpcheck.engine.sites.layout import Layout, find_layout
 from torch import Tensor
+
+_group_norm_backward = torch.ops.aten.native_group_norm_backward.default
 
 
 @dataclass(frozen=True)
@@ -53,26 +56,41 @@ def _common(place: Place, grad: Any, value: Any, axes: range) -> Layout | None:
 
 
 @dataclass(frozen=True)
-class GroupNormSite(Site):
-    """Gradient of the scale or shift of group norm, [N, C, *] with statistics [N, G]."""
+class GroupNormPart(Part):
+    """Gradients of scale and shift of every sample, [B, C] each, of group norm over [N, C, *]."""
 
     layout: Layout
     groups: int
+
+    def compute(self, *values: Tensor) -> tuple[Tensor, Tensor]:
+        grad, value, mean, rstd = (wide(v) for v in values)
+        rows, channels = value.shape[:2]
+        # With the rows as channels of one row, what the kernel sums over rows is summed over nothing.
+        flat = [t.reshape(1, rows * channels, -1) for t in (grad, value)]
+        statistics = [t.reshape(1, -1) for t in (mean, rstd)]
+        sizes = (1, rows * channels, flat[0].shape[2], rows * self.groups)
+        ones = value.new_ones(rows * channels)
+        _, scale, shift = _group_norm_backward(*flat, *statistics, ones, *sizes, [False, True, True])
+        return self._sum(scale.view(rows, channels)), self._sum(shift.view(rows, channels))
+
+    def _sum(self, each: Tensor) -> Tensor:
+        blocks = self.layout.blocks(each)
+        return blocks.sum(1) if blocks.shape[1] > 1 else blocks[:, 0]
+
+
+@dataclass(frozen=True)
+class GroupNormSite(Site):
+    """Gradient of the scale or shift of group norm."""
+
     scale: bool
     kind: ClassVar[str] = "group-norm"
 
-    def per_sample(self, *values: Tensor) -> Tensor:
-        grad = wide(values[0]).unsqueeze(-1).flatten(2)
-        if self.scale:
-            value, mean, rstd = (wide(v) for v in values[1:])
-            rows = value.shape[0]
-            grouped = value.reshape(rows, self.groups, -1)
-            hat = (grouped - mean.reshape(rows, -1, 1)) * rstd.reshape(rows, -1, 1)
-            grad = grad * hat.reshape(grad.shape)
-        return self.layout.blocks(grad.sum(2)).sum(1)
+    def per_sample(self, *values: Any) -> Tensor:
+        each: Tensor = values[0][0 if self.scale else 1]
+        return each
 
-    def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
-        return weighted_of(factors, self.per_sample(*values)).to(values[0].dtype)
+    def weighted(self, factors: Tensor, *values: Any) -> Tensor:
+        return weighted_of(factors, self.per_sample(*values))
 
 
 @maker("native_group_norm_backward")
@@ -81,6 +99,5 @@ def make_group_norm(place: Place) -> Site | None:
     layout = _common(place, grad, value, range(1))
     if layout is None:
         return None
-    scale = place.output == 1
-    operands: Any = (grad, value, mean, rstd) if scale else (grad,)
-    return GroupNormSite(operands, place.shape, place.batch, layout, place.node.args[8], scale)  # type: ignore[arg-type]
+    part = GroupNormPart((grad, value, mean, rstd), layout, place.node.args[8])  # type: ignore[arg-type]
+    return GroupNormSite((part,), place.shape, place.batch, place.output == 1)
