@@ -5,36 +5,66 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dpcheck.engine.accounting.bounds import Bounds, Phase, check_delta, check_phase, number
+from dpcheck.engine.accounting.accountant import delta_bounds, epsilon_bounds
+from dpcheck.engine.accounting.bounds import (
+    Bounds,
+    Phase,
+    check_delta,
+    check_epsilon,
+    check_phase,
+    check_unit,
+    number,
+)
 from dpcheck.engine.accounting.rdp import rdp_upper
 from scipy.optimize import brentq
 
 from dpcheck.errors import DpcheckError
 
-__all__ = ["Bounds", "Phase", "epsilon", "epsilon_of", "noise_multiplier", "rdp_epsilon"]
+__all__ = ["Bounds", "Phase", "delta_of", "epsilon", "epsilon_of", "noise_multiplier", "rdp_epsilon"]
 
 _LARGEST = 2.0**20
 _PRECISION = 1e-4
 
 
-def epsilon_of(phases: Sequence[Phase], delta: float) -> Bounds:
-    """Epsilon of a composition of Poisson-subsampled Gaussian mechanisms, one record added or removed.
+def epsilon_of(phases: Sequence[Phase], delta: float, *, adjacency: str = "add-remove", records: int = 1) -> Bounds:
+    """Epsilon of a composition of Poisson-subsampled Gaussian mechanisms.
+
+    Args:
+        adjacency: "add-remove", or "replace-one".
+        records: how many records a unit of privacy has at most; each is drawn and clipped on its own.
 
     Raises:
         DpcheckError: naming the value that is out of range.
     """
-    delta = check_delta(delta)
+    delta, unit = check_delta(delta), check_unit(adjacency, records)
     spent = [phase for phase in map(check_phase, phases) if phase.steps]
-    if not spent:
-        return Bounds(0.0, 0.0, delta, "no step taken")
-    if any(phase.noise_multiplier == 0 for phase in spent):
-        return Bounds(math.inf, math.inf, delta, "a step without noise")
-    return Bounds(0.0, rdp_upper(spent, delta), delta, "RDP")
+    return _trivial(spent, delta) or epsilon_bounds(spent, delta, unit)
 
 
 def epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> Bounds:
     """Epsilon of ``steps`` equal steps; see :func:`epsilon_of`."""
     return epsilon_of([Phase(noise_multiplier, sample_rate, steps)], delta)
+
+
+def delta_of(phases: Sequence[Phase], epsilon: float, *, adjacency: str = "add-remove", records: int = 1) -> Bounds:
+    """Delta of a composition at ``epsilon``, which is ``Bounds.delta`` of the result; see :func:`epsilon_of`."""
+    value, unit = check_epsilon(epsilon), check_unit(adjacency, records)
+    spent = [phase for phase in map(check_phase, phases) if phase.steps]
+    if any(phase.noise_multiplier == 0 for phase in spent):
+        # A record that is drawn is seen.
+        kept = math.prod(
+            (1 - phase.sample_rate) ** (phase.steps * records) for phase in spent if not phase.noise_multiplier
+        )
+        return Bounds(1 - kept, 1.0, value, "a step without noise")
+    return delta_bounds(spent, value, unit) if spent else Bounds(0.0, 0.0, value, "no step taken")
+
+
+def _trivial(spent: Sequence[Phase], delta: float) -> Bounds | None:
+    if not spent:
+        return Bounds(0.0, 0.0, delta, "no step taken")
+    if any(phase.noise_multiplier == 0 for phase in spent):
+        return Bounds(math.inf, math.inf, delta, "a step without noise")
+    return None
 
 
 def rdp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:

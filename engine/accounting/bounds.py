@@ -9,6 +9,9 @@ from typing import Any
 
 from dpcheck.errors import DpcheckError
 
+# Of one user: the cost grows with their square.
+MOST_RECORDS = 64
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -33,6 +36,34 @@ class Phase:
     noise_multiplier: float
     sample_rate: float
     steps: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What two neighbouring data sets differ in.
+
+    Attributes:
+        adjacency: "add-remove", or "replace-one": a unit gives way to another in its place.
+        records: how many records a unit has, at most: those of a user, each drawn and clipped on its own.
+    """
+
+    adjacency: str = "add-remove"
+    records: int = 1
+
+
+def check_unit(adjacency: Any, records: Any) -> Unit:
+    """The unit.
+
+    Raises:
+        DpcheckError: naming the value that is out of range.
+    """
+    if adjacency not in ("add-remove", "replace-one"):
+        raise DpcheckError(
+            f"adjacency={adjacency!r} is not known", where="adjacency", next='pass "add-remove" or "replace-one"'
+        )
+    if isinstance(records, bool) or not isinstance(records, int) or not 1 <= records <= MOST_RECORDS:
+        raise DpcheckError(f"records={records!r} is not a whole number from 1 to {MOST_RECORDS}", where="records")
+    return Unit(str(adjacency), int(records))
 
 
 def check_phase(phase: Phase) -> Phase:
@@ -62,6 +93,18 @@ def check_delta(delta: Any) -> float:
     value = number("delta", delta)
     if not 0 < value < 1:
         raise DpcheckError(f"delta={value!r} is not in (0, 1)", where="delta", next="use less than 1 / len(dataset)")
+    return value
+
+
+def check_epsilon(epsilon: Any) -> float:
+    """epsilon, zero or more.
+
+    Raises:
+        DpcheckError: naming its value.
+    """
+    value = number("epsilon", epsilon)
+    if value < 0:
+        raise DpcheckError(f"epsilon={value!r} is negative", where="epsilon")
     return value
 
 

@@ -33,7 +33,7 @@ def _cumulants(noise_multiplier: float, sample_rate: float) -> Vector:
         return ORDERS * (ORDERS - 1) / (2 * noise_multiplier**2)
     fractions = [_by_quadrature(noise_multiplier, sample_rate, float(order)) for order in _FRACTIONS]
     integers = [_by_sum(noise_multiplier, sample_rate, int(order)) for order in _INTEGERS]
-    return np.maximum(np.array(fractions + integers), 0.0) * (1 + _ROUNDING)
+    return np.asarray(np.maximum(np.array(fractions + integers), 0.0) * (1 + _ROUNDING))
 
 
 def _by_sum(sigma: float, rate: float, order: int) -> float:

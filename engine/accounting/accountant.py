@@ -1,0 +1,76 @@
+"""From the phases of a run to bounds of its epsilon and delta: which pairs, which method, the better of two bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dpcheck.engine.accounting.bounds import Bounds, Phase, Unit
+from dpcheck.engine.accounting.gaussian import gaussian_delta, gaussian_epsilon
+from dpcheck.engine.accounting.pairs import UNIT, Direction, Mixture, Pair
+from dpcheck.engine.accounting.pld import Composition, Step, delta_between, epsilon_between, probe
+from dpcheck.engine.accounting.rdp import rdp_upper
+
+from dpcheck.errors import DpcheckError
+
+# Each different phase costs some ten milliseconds; beyond this many only RDP is asked.
+_MOST_PHASES = 200
+
+
+def compositions(phases: Sequence[Phase], unit: Unit) -> tuple[Composition, ...]:
+    """The dominating compositions, one for each direction; the first usually costs more."""
+    counts: dict[tuple[float, float], int] = {}
+    for phase in phases:
+        key = phase.noise_multiplier, phase.sample_rate
+        counts[key] = counts.get(key, 0) + phase.steps
+    distance = unit.records * (2 if unit.adjacency == "replace-one" else 1)
+    gaussian = math.fsum(count * (distance / sigma) ** 2 for (sigma, rate), count in counts.items() if rate == 1)
+    mixtures = [
+        (Mixture.binomial(sigma, rate, unit.records), count) for (sigma, rate), count in counts.items() if rate < 1
+    ]
+    directions: tuple[Direction, ...] = ("replace",) if unit.adjacency == "replace-one" else ("remove", "add")
+    return tuple(
+        Composition(tuple(Step(Pair(mixture, direction), count) for mixture, count in mixtures), gaussian)
+        for direction in directions
+    )
+
+
+def epsilon_bounds(phases: Sequence[Phase], delta: float, unit: Unit) -> Bounds:
+    """Epsilon of phases that all have noise and steps."""
+    first, *others = compositions(phases, unit)
+    if not first.steps:
+        # The squared distance is a rounded sum.
+        distance = math.sqrt(first.gaussian)
+        slack = 1 + 8 * UNIT
+        lower, upper = gaussian_epsilon(distance / slack, delta)[0], gaussian_epsilon(distance * slack, delta)[1]
+        return Bounds(lower, upper, delta, "analytic Gaussian")
+    lower, upper, method = 0.0, math.inf, "PLD"
+    if len(first.steps) <= _MOST_PHASES:
+        lower, upper = epsilon_between(first, delta)
+        for other in others:
+            if not probe(other, delta, upper):
+                bounds = epsilon_between(other, delta)
+                lower, upper = max(lower, bounds[0]), max(upper, bounds[1])
+    if unit == Unit():
+        renyi = rdp_upper(phases, delta)
+        if renyi < upper:
+            upper, method = renyi, "RDP"
+    return _consistent(Bounds(lower, upper, delta, method))
+
+
+def delta_bounds(phases: Sequence[Phase], epsilon: float, unit: Unit) -> Bounds:
+    """Delta of phases that all have noise and steps; ``Bounds.delta`` is then epsilon."""
+    first, *others = compositions(phases, unit)
+    if not first.steps:
+        distance, slack = math.sqrt(first.gaussian), 1 + 8 * UNIT
+        lower = gaussian_delta(distance / slack, epsilon)[0]
+        return Bounds(lower, gaussian_delta(distance * slack, epsilon)[1], epsilon, "analytic Gaussian")
+    each = [delta_between(composition, epsilon) for composition in (first, *others)]
+    return _consistent(Bounds(max(low for low, _ in each), max(high for _, high in each), epsilon, "PLD"))
+
+
+def _consistent(bounds: Bounds) -> Bounds:
+    """Two proofs that contradict each other prove nothing."""
+    if not bounds.lower <= bounds.upper:
+        raise DpcheckError(f"the accountant contradicts itself ({bounds}): nothing is certified", next="report this")
+    return bounds

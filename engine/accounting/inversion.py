@@ -1,0 +1,202 @@
+"""delta(epsilon) of a composition, between two bounds, from the Laplace transform of its privacy loss.
+
+For independent losses with transform M(z) = E[exp(z sum L)] and any t > 0
+
+    delta(e) = E[(1 - exp(e - sum L))+] = 1/(2 pi i)  integral over z = t + is of  M(z) exp(-z e) / (z (z + 1)) dz
+
+(Alghamdi et al. 2022, "The saddle-point method in differential privacy", theorem 1). What is computed differs by
+
+* **smoothing.** e is moved by a random W in [-w/2, w/2] with the density of a Kaiser window, whose transform kappa
+  falls fast: F_w(e) = E[delta(e - W)]. Now delta decreases in e, and is convex in exp(e), being a supremum of affine
+  functions. So ``delta(e) <= F_w(e - c)`` with c = log E[exp W], by Jensen, for the mean of exp(e - c - W) is exp(e).
+  And ``delta(e) >= 2 F_w(e + log cosh(w/2)) - F_2w(e)``, for by convexity it is at least twice the value at the mean of
+  exp(e) and exp(e - 2W), which is exp(e - W) cosh(W), less that at exp(e - 2W). Both are off by about w^2. Also,
+  plainly, ``delta(e) >= F_w(e + w/2)``;
+* **aliasing.** The sum with spacing d gives ``sum over n of F(e + n B) exp(t n B)``, B = 2 pi / d (Poisson summation).
+  No term is negative, so that the sum is above F, and F(u) <= m(r) kappa(r) M(r) exp(-r u) with
+  m(r) = r^r / (1 + r)^(1 + r), for every r >= 0 (Chernoff), bounds the others from above by geometric series: r < t for
+  n < 0, r > t for n > 0;
+* **truncation** at s = S. There ``|M(t + is)| <= M(t)``, ``|z (z + 1)| >= s^2``, and with v = z w / 2, a = t w / 2,
+  b = s w / 2 and b >= 3/2 sqrt(beta^2 + a^2) the root of beta^2 + v^2 has at most 1.342 a as its real part and at least
+  0.745 b as its modulus, so that ``|kappa| <= beta cosh(1.342 a) / (sinh(beta) 0.745 b)``;
+* **the transform of each loss**, known up to a relative error e_i of its value at t: the product of the T_i-th powers
+  is then known up to ``E exp(2 E)``, E = sum T_i e_i;
+* **rounding**, counted where it arises in units of 2^-53, with a factor of at least 2 to spare; functions of numpy and
+  scipy are taken to err by at most a few units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from dpcheck.engine.accounting.pairs import UNIT, Vector
+from dpcheck.engine.accounting.quadrature import Transform
+from numpy.typing import NDArray
+
+_BETA = 6.0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The Kaiser window: W in [-width/2, width/2], its density in proportion to I0(beta sqrt(1 - (2 W / width)^2))."""
+
+    width: float
+
+    def transform(self, z: NDArray[np.complexfloating]) -> NDArray[np.complex128]:
+        """E[exp(z W)]."""
+        root = np.sqrt(_BETA**2 + (z * self.width / 2) ** 2)
+        return np.asarray(np.sinh(root) / root * (_BETA / math.sinh(_BETA)))
+
+    def log_real(self, t: float) -> float:
+        """log E[exp(t W)], rounded up."""
+        root = math.hypot(_BETA, t * self.width / 2)
+        # log(sinh(root) / root), of numbers that may be large
+        value = root + math.log1p(-math.exp(-2 * root)) - math.log(2 * root)
+        base = _BETA + math.log1p(-math.exp(-2 * _BETA)) - math.log(2 * _BETA)
+        return value - base + 8 * UNIT * (root + _BETA)
+
+    def cut(self, t: float) -> float:
+        """S, from which on :meth:`tail` holds."""
+        return 1.5 * math.hypot(_BETA, t * self.width / 2) * 2 / self.width
+
+    def tail(self, t: float) -> float:
+        """A bound of \\|E[exp(z W)]\\| for z = t + is, s >= S."""
+        log_cosh = np.logaddexp(1.342 * t * self.width / 2, -1.342 * t * self.width / 2) - math.log(2)
+        return _BETA * math.exp(min(700.0, log_cosh)) / (math.sinh(_BETA) * 0.745 * self.cut(t) * self.width / 2)
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """A Chernoff bound: ``F(u) <= exp(log_bound - r u)``."""
+
+    r: float
+    log_bound: float
+
+    @classmethod
+    def at(cls, r: float, log_transform: float, kernel: Kernel) -> Tilt:
+        """From an upper bound of log M(r)."""
+        constant = (r * math.log(r) - (1 + r) * math.log1p(r)) if r > 0 else 0.0
+        return cls(r, constant + kernel.log_real(r) + log_transform + 64 * UNIT * (1 + r + abs(log_transform)))
+
+    def alias(self, t: float, e: float, period: float) -> float:
+        """A bound of the aliases on this tilt's side of t."""
+        ratio = math.exp(-abs(self.r - t) * period)
+        if ratio >= 0.5:
+            return math.inf
+        return math.exp(min(700.0, self.log_bound - self.r * e)) * ratio / (1 - ratio) * (1 + 1e-9)
+
+
+@dataclass(frozen=True)
+class Line:
+    """M(z) on t + i k spacing, relative to M(t).
+
+    Attributes:
+        values: [N], for k = 0 to N - 1.
+        log_scale: log M(t).
+        error: of each value, and of the scale, relative to 1.
+    """
+
+    t: float
+    spacing: float
+    values: NDArray[np.complex128]
+    log_scale: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """F, between two bounds.
+
+    Attributes:
+        terms: [N], what exp(-i s_k e) is multiplied by.
+        error: of their sum.
+        error_per_e: the same, for each unit of \\|e\\|.
+        tilts: Chernoff bounds on both sides of t.
+    """
+
+    line: Line
+    terms: NDArray[np.complex128]
+    error: float
+    error_per_e: float
+    tilts: tuple[Tilt, ...]
+
+    def _sum(self, e: float) -> tuple[float, float]:
+        """The sum and a bound of its error."""
+        t, log_scale = self.line.t, self.line.log_scale
+        exponent = log_scale - t * e
+        if exponent > 700:
+            return math.inf, math.inf
+        scale = math.exp(exponent)
+        turns = np.exp(-1j * (self.line.spacing * e) * np.arange(len(self.terms)))
+        value = float((turns * self.terms).real.sum()) * scale
+        rounding = 8 * UNIT * (abs(exponent) + abs(log_scale) + t * abs(e) + 1)
+        return value, scale * (self.error + self.error_per_e * abs(e)) + abs(value) * rounding
+
+    def upper(self, e: float) -> float:
+        """At least F(e)."""
+        value, error = self._sum(e)
+        return value + error
+
+    def lower(self, e: float) -> float:
+        """At most F(e)."""
+        value, error = self._sum(e)
+        t, period = self.line.t, 2 * math.pi / self.line.spacing
+        below = min(tilt.alias(t, e, period) for tilt in self.tilts if tilt.r < t)
+        above = min(tilt.alias(t, e, period) for tilt in self.tilts if tilt.r > t)
+        lower = value - error - below - above
+        return lower if math.isfinite(lower) else 0.0
+
+
+def compose(parts: Sequence[tuple[Transform, int]], gaussian: float, t: float, end: float, period: float) -> Line:
+    """The product of powers of transforms, for s from 0 to ``end``.
+
+    Args:
+        parts: each loss's transform on ``0 <= s <= end``, and how often it is composed.
+        gaussian: squared mean difference of Gaussian mechanisms without sampling, for which
+            ``log M(z) = gaussian z (z + 1) / 2``.
+        period: B, made a little longer if need be.
+    """
+    count = math.ceil(end * period / (2 * math.pi)) + 1
+    spacing = end / (count - 1)
+    s = spacing * np.arange(count)
+    log_modulus = -(s**2) * gaussian / 2
+    angle = s * (2 * t + 1) * gaussian / 2
+    log_scale = gaussian * t * (t + 1) / 2
+    units = (16 + 8 * len(parts)) * UNIT
+    error = units * (1 + (t + 1) * math.sqrt(gaussian) + abs(log_scale))
+    for transform, steps in parts:
+        values = _on_line(transform, spacing, count)
+        with np.errstate(divide="ignore"):
+            log_modulus += steps * np.log(np.abs(values))
+        angle += steps * np.angle(values)
+        log_scale += steps * transform.log_scale
+        error += steps * (transform.error + units * (1 + abs(transform.log_scale)))
+    product = np.exp(log_modulus) * np.exp(1j * angle)
+    return Line(t, spacing, product, log_scale, error * math.exp(min(2 * error, 100.0)))
+
+
+def invert(line: Line, kernel: Kernel, tilts: Sequence[Tilt] = ()) -> Inversion:
+    """F for a kernel that is cut before the line ends. Without tilts there is no lower bound."""
+    t, spacing, count = line.t, line.spacing, len(line.values)
+    s = spacing * np.arange(count)
+    z = t + 1j * s
+    weights = kernel.transform(z) / (z * (z + 1)) * (spacing / math.pi)
+    weights[0] /= 2
+    # sinh is rounded by less than this, where its real part is that of the root and it may itself be near zero.
+    size = np.cosh(np.sqrt(_BETA**2 + (z * kernel.width / 2) ** 2).real) * (_BETA / math.sinh(_BETA))
+    mass = float(np.abs(weights).sum() + (spacing / math.pi) * (size / np.abs(z * (z + 1))).sum())
+    error = mass * (line.error + (128 + 2 * count) * UNIT) + kernel.tail(t) / (math.pi * s[-1]) * (1 + line.error)
+    per_e = 8 * UNIT * mass * (float(s[-1]) + t)
+    return Inversion(line, line.values * weights, float(error) * 1.01, per_e, tuple(tilts))
+
+
+def _on_line(transform: Transform, spacing: float, count: int) -> NDArray[np.complex128]:
+    """``sum_j weights_j exp(i k spacing losses_j)``, k below ``count``, as a product of matrices: k in two digits."""
+    block = math.isqrt(count - 1) + 1
+    turns: Vector = spacing * transform.losses
+    fine = np.exp(1j * np.outer(np.arange(block), turns))
+    coarse = np.exp(1j * np.outer(block * np.arange(-(-count // block)), turns)) * transform.weights
+    return np.asarray((coarse @ fine.T).ravel()[:count])

@@ -1,0 +1,261 @@
+"""Epsilon and delta of a composition between two bounds, by inverting the transform of its privacy loss.
+
+Outcomes x of a step outside of a window get an infinite loss in the upper bound and none in the lower; their mass,
+summed over all steps, is 3e-4 of delta. What is chosen here (window, line, smoothing, period) is chosen by estimates,
+and only decides how far apart the bounds are; :mod:`dpcheck.engine.accounting.inversion` proves them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from dpcheck.engine.accounting.inversion import Inversion, Kernel, Tilt, compose, invert
+from dpcheck.engine.accounting.pairs import Pair, Vector
+from dpcheck.engine.accounting.quadrature import Panels, panels_of, transform_of
+from scipy.optimize import brentq
+
+_OUTSIDE = 3e-4
+# How many radians the loss may turn on the line, which bounds the work (a node and a point for each 2 or so), and the
+# distance of the bounds, relative to epsilon or to 1/2, at which the next attempt is not made.
+_ATTEMPTS = ((1e4, 0.003), (4e4, 0.01), (1.6e5, math.inf))
+# Of the smoothing's width to sqrt(epsilon / (1 + t)), by which it moves a bound 2e-4 of epsilon or less.
+_WIDTH = 0.04
+_FINEST = 1e-9
+# Of delta: smaller ones are not told apart.
+_LEAST = 1e-100
+# The real axis where Chernoff bounds are taken, relative to t.
+_RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pair, composed ``count`` times with itself."""
+
+    pair: Pair
+    count: int
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Steps in one direction, and Gaussian mechanisms without sampling with squared mean difference ``gaussian``."""
+
+    steps: tuple[Step, ...]
+    gaussian: float
+
+
+@dataclass(frozen=True)
+class _Rough:
+    """The loss of each step on a few nodes, for estimates."""
+
+    losses: tuple[Vector, ...]
+    log_weights: tuple[Vector, ...]
+    counts: tuple[int, ...]
+    gaussian: float
+
+    def cumulant(self, t: float) -> tuple[float, float, float]:
+        """log M(t) and its first two derivatives."""
+        value, first, second = self.gaussian * t * (t + 1) / 2, self.gaussian * (t + 0.5), self.gaussian
+        for losses, log_weights, count in zip(self.losses, self.log_weights, self.counts, strict=True):
+            exponents = log_weights + t * losses
+            largest = exponents.max()
+            weights = np.exp(exponents - largest)
+            total = weights.sum()
+            mean = float(weights @ losses / total)
+            value += count * float(largest + math.log(total))
+            first += count * mean
+            second += count * float(weights @ (losses - mean) ** 2 / total)
+        return value, first, second
+
+    def spread(self, t: float) -> float:
+        """The widest range of losses of one step that matter at t."""
+        widest = 0.0
+        for losses, log_weights in zip(self.losses, self.log_weights, strict=True):
+            exponents = log_weights + t * losses
+            matter = losses[exponents > exponents.max() - 36]
+            widest = max(widest, float(matter.max() - matter.min()))
+        return widest
+
+    def logs(self, t: float) -> list[float]:
+        """log M(t) of each step."""
+        pairs = zip(self.losses, self.log_weights, strict=True)
+        return [_Rough((losses,), (log_weights,), (1,), 0.0).cumulant(t)[0] for losses, log_weights in pairs]
+
+    def saddle(self, excess: Callable[[float], float]) -> float:
+        """The t at which ``excess``, which decreases, is zero, but not so small that periods would be long."""
+        low, high = 1e-6, 1e9
+        if excess(low) <= 0:
+            t = low
+        elif excess(high) >= 0:
+            t = high
+        else:
+            t = math.exp(float(brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=1e-3)))
+        return max(t, 0.5 / math.sqrt(self.cumulant(t)[2]))
+
+    def log_delta(self, t: float) -> float:
+        """An estimate of log delta at the epsilon for which t is the saddle point."""
+        value, first, second = self.cumulant(t)
+        return value - t * first - math.log1p(t * (t + 1) * math.sqrt(2 * math.pi * second))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """delta(epsilon) near one epsilon, between two bounds.
+
+    Attributes:
+        epsilon: an estimate of where the bounds are close.
+        width: of the smoothing.
+        smooth, smoother: delta smoothed over this width, and over twice as much.
+        outside: mass of an infinite loss, in the upper bound.
+    """
+
+    epsilon: float
+    width: float
+    smooth: Inversion
+    smoother: Inversion
+    outside: float
+
+    def delta_upper(self, epsilon: float) -> float:
+        """At least delta(epsilon)."""
+        return self.smooth.upper(epsilon - Kernel(self.width).log_real(1.0)) + self.outside
+
+    def delta_lower(self, epsilon: float) -> float:
+        """At most delta(epsilon)."""
+        # log cosh(x) <= x^2 / 2
+        by_convexity = 2 * self.smooth.lower(epsilon + self.width**2 / 8) - self.smoother.upper(epsilon)
+        return max(by_convexity, self.smooth.lower(epsilon + self.width / 2))
+
+    def epsilon_upper(self, delta: float) -> float:
+        """An epsilon of which ``delta_upper <= delta`` was computed; infinite if none was found."""
+        if self.delta_upper(0.0) <= delta:
+            return 0.0
+        found = self._crossing(self.delta_upper, delta)
+        for _ in range(60):
+            if self.delta_upper(found) <= delta:
+                return found
+            found += self._resolution
+        return math.inf
+
+    def epsilon_lower(self, delta: float) -> float:
+        """An epsilon of which ``delta_lower > delta`` was computed; zero if none was found."""
+        found = self._crossing(self.delta_lower, delta)
+        for _ in range(60):
+            if found <= 0:
+                return 0.0
+            if self.delta_lower(found) > delta:
+                return found
+            found -= self._resolution
+        return 0.0
+
+    @property
+    def _resolution(self) -> float:
+        return max(self.width * 1e-3, abs(self.epsilon) * 1e-12)
+
+    def _crossing(self, delta_at: Callable[[float], float], delta: float) -> float:
+        """Where ``delta_at`` falls below delta, roughly; not a number if it was not found."""
+
+        def excess(epsilon: float) -> float:
+            return math.log(min(max(delta_at(epsilon), 1e-300), 1e300) / delta)
+
+        reach = max(1 / self.smooth.line.t, self.width)
+        for _ in range(12):
+            low, high = self.epsilon - reach, self.epsilon + reach
+            if excess(low) > 0 >= excess(high):
+                return float(brentq(excess, low, high, xtol=self._resolution / 10))
+            reach *= 2
+        return math.nan
+
+
+def epsilon_between(composition: Composition, delta: float) -> tuple[float, float]:
+    """Bounds of epsilon."""
+    lower, upper, near = 0.0, math.inf, None
+    for radians, enough in _ATTEMPTS:
+        here = curve(composition, delta, radians, near)
+        lower, upper = max(lower, here.epsilon_lower(delta)), min(upper, here.epsilon_upper(delta))
+        if upper - lower <= enough * max(upper, 0.5) or not math.isfinite(upper):
+            break
+        near = upper
+    return lower, upper
+
+
+def delta_between(composition: Composition, epsilon: float) -> tuple[float, float]:
+    """Bounds of delta at an epsilon."""
+    lower, upper = 0.0, 1.0
+    guess = 1e-10
+    for attempt in range(8):
+        radians, enough = _ATTEMPTS[min(attempt, len(_ATTEMPTS) - 1)]
+        here = curve(composition, guess, radians, epsilon)
+        lower = max(lower, here.delta_lower(epsilon))
+        upper = min(upper, here.delta_upper(epsilon))
+        close = upper - lower <= enough * upper or attempt + 1 >= len(_ATTEMPTS)
+        if upper <= _LEAST or (close and guess <= 2 * upper):
+            break
+        guess = max(upper / 2, _LEAST)
+    return lower, upper
+
+
+def probe(composition: Composition, delta: float, epsilon: float) -> bool:
+    """Whether delta at ``epsilon`` was computed to be at most ``delta``, at little cost."""
+    return math.isfinite(epsilon) and curve(composition, delta, _ATTEMPTS[0][0]).delta_upper(epsilon) <= delta
+
+
+def curve(composition: Composition, delta: float, radians: float, near: float | None = None) -> Curve:
+    """The curve near one epsilon.
+
+    Args:
+        delta: its order of magnitude.
+        radians: bounds the work, and widens the smoothing if need be.
+        near: the epsilon; if None, an estimate of that which belongs to ``delta``.
+    """
+    steps = composition.steps
+    windows = [step.pair.window(_OUTSIDE * delta / (len(steps) * step.count)) for step in steps]
+    outside = sum(
+        step.count * step.pair.outside(*window) * (1 + 1e-12) for step, window in zip(steps, windows, strict=True)
+    )
+    rough = _rough(composition, windows)
+    t = rough.saddle(lambda t: rough.log_delta(t) - math.log(delta) if near is None else near - rough.cumulant(t)[1])
+    epsilon = rough.cumulant(t)[1] if near is None else near
+    scale = 12 * math.sqrt(rough.cumulant(t)[2]) + 15 / t + rough.spread(t)
+    kernel = Kernel(max(_WIDTH * math.sqrt(abs(epsilon) / (1 + t)), 18 * scale / radians, _FINEST))
+    t = min(t, 200 / kernel.width)
+    panels = [
+        panels_of(step.pair, window, t, kernel.cut(t), log + math.log(1e-9 / (step.count * len(steps))))
+        for step, window, log in zip(steps, windows, rough.logs(t), strict=True)
+    ]
+    tilts = [_tilt(composition, panels, t * ratio, kernel) for ratio in _RATIOS]
+    period = _period(tilts, t, epsilon, math.log(1e-5 * delta))
+    parts = [(transform_of(p, t, kernel.cut(t)), step.count) for p, step in zip(panels, steps, strict=True)]
+    line = compose(parts, composition.gaussian, t, kernel.cut(t), period)
+    return Curve(epsilon, kernel.width, invert(line, kernel, tilts), invert(line, Kernel(2 * kernel.width)), outside)
+
+
+def _rough(composition: Composition, windows: Sequence[tuple[float, float]]) -> _Rough:
+    losses, log_weights = [], []
+    for step, window in zip(composition.steps, windows, strict=True):
+        edges = np.linspace(*window, 49)
+        panels = Panels(step.pair, (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2)
+        x, weights = panels.points()
+        losses.append(step.pair.loss(x))
+        log_weights.append(np.log(weights) + step.pair.log_density(x))
+    return _Rough(
+        tuple(losses), tuple(log_weights), tuple(step.count for step in composition.steps), composition.gaussian
+    )
+
+
+def _tilt(composition: Composition, panels: Sequence[Panels], r: float, kernel: Kernel) -> Tilt:
+    log_transform = composition.gaussian * r * (r + 1) / 2
+    if r > 0:
+        log_transform += sum(step.count * p.log_upper(r) for step, p in zip(composition.steps, panels, strict=True))
+    return Tilt.at(r, log_transform if r > 0 else 0.0, kernel)
+
+
+def _period(tilts: Sequence[Tilt], t: float, e: float, log_alias: float) -> float:
+    """Long enough for the aliases on both sides to be below ``exp(log_alias)``."""
+
+    def needed(tilt: Tilt) -> float:
+        return max(tilt.log_bound - tilt.r * e - log_alias, 1.0) / abs(tilt.r - t)
+
+    below = min(needed(tilt) for tilt in tilts if tilt.r < t)
+    return max(below, min(needed(tilt) for tilt in tilts if tilt.r > t))
