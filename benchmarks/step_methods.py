@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from dpcheck.engine.clipping import Clipper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dpcheck import PrivacyEngine
-from dpcheck.engine.clipping import Clipper
 
 C, SIGMA, LR = 1.0, 1.0, 1e-4
 
