@@ -181,8 +181,8 @@ class Unit:
 
 
 def constants(batch: Any) -> tuple[str, ...]:
-    """The public constants of a canonical batch, to compare with those of another batch."""
-    return tuple(repr(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Public))
+    """What a canonical batch holds besides data, to compare with another batch: public constants, what is no tensor."""
+    return tuple(repr(leaf) for leaf in pytree.tree_leaves(batch) if not isinstance(leaf, Tensor))
 
 
 def adapted(unit: Unit | None, loss_fn: LossFn, batch: Any) -> tuple[LossFn, Any]:

@@ -124,13 +124,29 @@ class Loader:
         found = constants(data)
         if self._constants is None:
             self._constants = constants(self._read(indices[:1])) if found else found
-        if self._constants != found:
+        self._refuse_other(found)
+        return data
+
+    def _refuse_other(self, found: tuple[str, ...]) -> None:
+        """What is the same in every batch is public; what is not is data that no pass sees."""
+        first = self._constants or ()
+        if first == found:
+            return
+        odd = next((b for a, b in zip(first, found, strict=False) if a != b), "")
+        if odd.startswith("Public("):
             raise DpcheckError(
                 "a tensor that is declared to have no record axis is not the same in every batch, so it is not public",
                 where="Unit.axes",
                 next="declare its record axis, or leave the tensor out of the batch and keep it in the model",
             )
-        return data
+        what = (
+            f"the value {odd[:60]}, which is no tensor and differs" if odd else "values that are no tensors and differ"
+        )
+        raise DpcheckError(
+            f"the batch holds {what} between batches: it may come from other records, and nothing checks it",
+            where="collate_fn",
+            next="return tensors with samples on axis 0 for what belongs to records, and constants for the rest",
+        )
 
     def _read(self, indices: Tensor) -> Any:
         return self.unit.canonical(read(self.dataset, indices, self.collate_fn))

@@ -154,3 +154,20 @@ def test_what_is_not_a_map_style_data_set_is_refused(wrong, says):
     with pytest.raises(DpcheckError, match=says) as raised:
         map_style(wrong)
     assert raised.value.where == "dataset"
+
+
+@pytest.mark.parametrize(
+    "of_all",
+    [lambda rows: max(float(r.max()) for r in rows), lambda rows: len(rows), lambda rows: [str(r) for r in rows]],
+)
+def test_numbers_and_strings_of_a_batch_may_not_come_from_its_records(of_all):
+    """No pass sees what is no tensor, so it must be the same in every batch."""
+    loader = Loader(list(torch.randn(9, 3)), lambda rows: (torch.stack(rows), of_all(rows)), 4)
+    with pytest.raises(DpcheckError, match="no tensor"):
+        loader.read(torch.tensor([0, 1, 2]))
+        loader.read(torch.tensor([3, 4, 5]))
+
+
+def test_constants_of_a_batch_are_fine():
+    loader = Loader(list(torch.randn(9, 3)), lambda rows: {"x": torch.stack(rows), "scale": 0.5, "mode": "train"}, 4)
+    assert [loader.read(torch.tensor(rows)).data["mode"] for rows in ([0, 1], [2, 3, 4])] == ["train", "train"]
