@@ -214,12 +214,18 @@ def _norms(each: dict[str, Tensor]) -> Tensor:
 
 
 def _complete(parameters: dict[str, nn.Parameter], grads: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Zeros for trainable parameters that no loss reaches: they are noised like the others."""
-    result = {}
+    """One tensor for each trainable parameter, contiguous, with memory of its own: noise is added in place.
+
+    Zeros for those that no loss reaches: they are noised like the others.
+    """
+    result: dict[str, Tensor] = {}
+    seen = {p.untyped_storage().data_ptr() for p in parameters.values()}
     for name, p in parameters.items():
         if p.requires_grad:
             grad = grads.get(name)
-            result[name] = torch.zeros_like(p) if grad is None else grad.reshape(p.shape).to(p.dtype)
+            whole = torch.zeros_like(p) if grad is None else grad.reshape(p.shape).to(p.dtype).contiguous()
+            result[name] = whole.clone() if whole.untyped_storage().data_ptr() in seen else whole
+            seen.add(result[name].untyped_storage().data_ptr())
     return result
 
 

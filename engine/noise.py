@@ -6,7 +6,8 @@ Both mechanisms take what each call of the clipper returns (:meth:`Mechanism.con
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ GRID = 2**24
 
 # Values in float64 at once: few enough to stay in the cache.
 _PIECE = 2**15
+_WORTH_A_THREAD = 2**17
 
 
 class Mechanism(Protocol):
@@ -29,7 +31,10 @@ class Mechanism(Protocol):
         """A clipped gradient, or a sum of them, in the form in which it is added up."""
 
     def release(self, total: Mapping[str, Tensor], divisor: int, stream: Stream) -> Gradients:
-        """``(total + noise) / divisor`` by parameter name, computed in float64 (or integers) and then rounded once."""
+        """``(total + noise) / divisor`` by parameter name, computed in float64 (or integers) and then rounded once.
+
+        It may be written over ``total``, whose tensors must not share memory.
+        """
 
 
 class Gaussian:
@@ -51,15 +56,47 @@ class Gaussian:
         return {name: g if g.dtype == torch.float64 else g.float() for name, g in clipped.items()}
 
     def release(self, total: Mapping[str, Tensor], divisor: int, stream: Stream) -> Gradients:
-        return {name: self._release(t, divisor, stream) for name, t in total.items()}
-
-    def _release(self, total: Tensor, divisor: int, stream: Stream) -> Tensor:
-        released = torch.empty_like(total, memory_format=torch.contiguous_format)
-        flat, parts = released.view(-1), torch.split(total.reshape(-1), _PIECE)
-        for i, part in enumerate(parts):
-            noisy = _normal_like(part, stream).mul_(self.std).add_(part).div_(divisor)
-            flat[i * _PIECE : i * _PIECE + len(part)] = noisy
+        released = {name: t.contiguous() for name, t in total.items()}
+        flat = [t.view(-1) for t in released.values()]
+        pieces = [piece for t in flat for piece in torch.split(t, _PIECE) if len(piece)]
+        # Two halves, each with a stream of its own, for two threads: the values do not depend on who computes them.
+        halves = _halves(pieces)
+        work = [(half, part, divisor) for half, part in zip(halves, stream.parts(2), strict=True)]
+        if sum(map(len, pieces)) < _WORTH_A_THREAD or torch.get_num_threads() == 1:
+            for arguments in work:
+                self._add_noise(*arguments)
+        else:
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(self._add_noise, *zip(*work, strict=True)))
         return released
+
+    def _add_noise(self, pieces: list[Tensor], stream: Stream, divisor: int) -> None:
+        sizes = [len(piece) for piece in pieces]
+        for first, last in _runs(sizes):
+            noise = torch.from_numpy(stream.normals(sum(sizes[first:last]))).mul_(self.std)
+            for piece, own in zip(pieces[first:last], noise.split(sizes[first:last]), strict=True):
+                piece.copy_(own.to(piece.device).add_(piece).div_(divisor))
+
+
+def _halves(pieces: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    half, seen = sum(map(len, pieces)) // 2, 0
+    for i, piece in enumerate(pieces):
+        seen += len(piece)
+        if seen >= half:
+            return pieces[: i + 1], pieces[i + 1 :]
+    return pieces, []
+
+
+def _runs(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbours of at most ``_PIECE`` values together: many small parameters share one draw."""
+    first = total = 0
+    for i, size in enumerate(sizes):
+        if total + size > _PIECE:
+            yield first, i
+            first, total = i, 0
+        total += size
+    if total:
+        yield first, len(sizes)
 
 
 class GridGaussian:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from dpcheck.engine.ziggurat import Ziggurat
 from scipy.special import ndtri
 
 from dpcheck.errors import DpcheckError
@@ -25,9 +26,12 @@ class Stream(Protocol):
     def normals(self, count: int) -> Floats:
         """``count`` standard normal values in float64, shape [count]."""
 
+    def parts(self, count: int) -> list[Stream]:
+        """``count`` streams, independent of each other and of this one; ask once, as for the stream itself."""
+
 
 class KeyedStream:
-    """A fast stream from a key of 256 bits: SFC64, normals by the ziggurat method.
+    """A fast stream from a key of 256 bits: SFC64, normals by the ziggurat method (:class:`Ziggurat`).
 
     It passes statistical tests, but it is no cipher; :class:`SystemStream` is one. ``torch.Generator`` is not used: on
     the CPU it keeps 32 bits of its seed, so that after 2**16 seeds two are likely to give the same noise.
@@ -35,14 +39,20 @@ class KeyedStream:
 
     def __init__(self, key: bytes) -> None:
         # A pool of 8 words of 32 bits keeps the whole key; NumPy's default keeps half of it.
+        self._key = key
         self._bits = np.random.SFC64(np.random.SeedSequence(int.from_bytes(key), pool_size=8))
-        self._generator = np.random.Generator(self._bits)
+        self._ziggurat = Ziggurat(self._bits)
 
     def words(self, count: int) -> Words:
         return np.asarray(self._bits.random_raw(count), dtype=np.uint64)
 
     def normals(self, count: int) -> Floats:
-        return self._generator.standard_normal(count)
+        values = np.empty(count)
+        self._ziggurat.fill(values)
+        return values
+
+    def parts(self, count: int) -> list[Stream]:
+        return [KeyedStream(hashlib.sha256(self._key + f"part {i}".encode()).digest()) for i in range(count)]
 
 
 class SystemStream:
@@ -55,6 +65,9 @@ class SystemStream:
         first = self.words(count)
         wide = (first >> np.uint64(1)) < np.uint64(2**53)
         return normals_from_words(first, self.words(int(wide.sum())))
+
+    def parts(self, count: int) -> list[Stream]:
+        return [self] * count
 
 
 def normals_from_words(first: Words, second: Words) -> Floats:

@@ -212,14 +212,17 @@ class PrivacyEngine:
         return LogicalBatch(step, poisson(s.dataset_size, s.expected_batch_size, stream))
 
     def _clipped_sum(self, batch: LogicalBatch) -> tuple[dict[str, Tensor], list[Clipped]]:
-        zeros = {name: torch.zeros_like(p) for name, p in self._watch.parameters.items()}
-        total, seen = self._mechanism.contribution(zeros), []
+        total: dict[str, Tensor] = {}
+        seen: list[Clipped] = []
         for indices in self._loader.chunks(batch.indices):
             physical = self._loader.read(indices)
             clipped = self._clip(physical)
             for name, part in self._mechanism.contribution(clipped.grads).items():
-                total[name] += part
+                total[name] = total[name].add_(part) if name in total else part
             seen.append(Clipped({}, clipped.norms[: physical.real], clipped.losses[: physical.real]))
+        if not total:
+            zeros = {name: torch.zeros_like(p) for name, p in self._watch.parameters.items()}
+            total = self._mechanism.contribution(zeros)
         return total, seen
 
     def _clip(self, physical: PhysicalBatch) -> Clipped:

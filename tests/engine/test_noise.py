@@ -18,6 +18,9 @@ class Ones:
     def normals(self, count):
         return np.ones(count)
 
+    def parts(self, count):
+        return [self] * count
+
 
 def zeros(mechanism):
     return mechanism.contribution({name: torch.zeros(shape) for name, shape in SHAPES.items()})
@@ -33,8 +36,8 @@ def test_noise_is_sigma_times_c_on_the_sum_then_divided():
 
 def test_large_and_strided_tensors_keep_their_layout_and_every_value_its_own_noise():
     total = torch.arange(300 * 400, dtype=torch.float32).view(300, 400).t()
-    silent = Gaussian(0.0, 1.0).release({"w": total}, 2, KeyedStream(KEY))["w"]
-    assert torch.equal(silent, total / 2)
+    expected = total / 2
+    assert torch.equal(Gaussian(0.0, 1.0).release({"w": total}, 2, KeyedStream(KEY))["w"], expected)
     noise = Gaussian(1.0, 1.0).release({"w": torch.zeros(400, 300, dtype=torch.float64)}, 1, KeyedStream(KEY))["w"]
     assert len(noise.unique()) == noise.numel()
 
@@ -55,11 +58,28 @@ def test_noise_has_the_stated_distribution_in_every_tensor(make, stream):
 @pytest.mark.parametrize("make", [Gaussian, GridGaussian])
 def test_noise_is_independent_between_tensors_and_steps(make):
     mechanism, streams = make(1.0, 1.0), KeyedStreams.private()
-    total = mechanism.contribution({name: torch.zeros(50, 100) for name in "abc"})
-    steps = [mechanism.release(total, 1, streams.stream("noise", step)) for step in range(6)]
+    steps = []
+    for step in range(6):
+        total = mechanism.contribution({name: torch.zeros(50, 100) for name in "abc"})
+        steps.append(mechanism.release(total, 1, streams.stream("noise", step)))
     flat = np.stack([t.flatten().numpy() for released in steps for t in released.values()])
     correlation = np.corrcoef(flat)[np.triu_indices(len(flat), 1)]
     assert abs(correlation).max() < 6.5 / 5000**0.5
+
+
+@pytest.mark.parametrize("shapes", [[(300, 1000), (7,)], [(3,)] * 70_000, [(1,), (2**18,)], [(5,)], [()], [(0,)]])
+def test_noise_does_not_depend_on_threads_and_no_value_of_it_is_used_twice(shapes):
+    threads, noise = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            total = {str(i): torch.zeros(shape, dtype=torch.float64) for i, shape in enumerate(shapes)}
+            released = Gaussian(1.0, 1.0).release(total, 1, KeyedStream(KEY))
+            noise.append(torch.cat([t.flatten() for t in released.values()]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*noise)
+    assert len(noise[0].unique()) == len(noise[0])
 
 
 def test_the_global_generator_is_neither_read_nor_moved():

@@ -67,6 +67,15 @@ def test_streams_differ_by_purpose_and_step_and_are_uncorrelated():
     assert abs(correlation).max() < 6 / 20_000**0.5
 
 
+def test_parts_are_independent_of_each_other_and_of_the_whole():
+    whole = KeyedStream(KEY)
+    drawn = np.stack([s.normals(50_000) for s in (whole, *whole.parts(3))])
+    assert abs(np.corrcoef(drawn)[np.triu_indices(4, 1)]).max() < 6 / 50_000**0.5
+    np.testing.assert_array_equal(drawn[1], KeyedStream(KEY).parts(2)[0].normals(50_000))
+    a, b = SystemStream().parts(2)
+    assert not np.array_equal(a.words(4), b.words(4))
+
+
 def test_private_streams_have_new_keys_and_seeded_ones_repeat():
     a, b = (KeyedStreams.private().stream("noise", 0).words(4) for _ in range(2))
     assert not np.array_equal(a, b)
