@@ -182,6 +182,10 @@ def _unknown_shape(graph: fx.GraphModule) -> fx.Node | None:
                 return node  # type: ignore[no-any-return]
     return None
 
+    aside = _used_aside(graph, {**parameters, **buffers})
+    if aside is not None:
+        reason = f"{aside!r} is used through a reference beside the model's own (a plain list, a closure)"
+        return CaptureFailure("other", reason, None, touched)
 
 @contextmanager
 def _without_fused_layers() -> Iterator[None]:
@@ -213,6 +217,19 @@ def _assemble(
     trainable: list[str],
     n_batch: int,
     touched: Touched,
+def _used_aside(graph: fx.GraphModule, registered: Mapping[str, Tensor]) -> str | None:
+    """A registered tensor that became a constant: it was not reached through the model, so its gradient is lost."""
+    names = {id(tensor): name for name, tensor in registered.items()}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            constant = getattr(graph, node.target)
+            if id(constant) in names:
+                return names[id(constant)]
+            if isinstance(constant, Tensor) and constant.requires_grad:
+                setattr(graph, node.target, constant.detach())
+    return None
+
+
     batch: Any,
 ) -> Capture:
     holders = [node for node in graph.graph.nodes if node.op == "placeholder"]

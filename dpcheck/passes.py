@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from dpcheck import inputs
 from dpcheck.capture import Capture, CaptureFailure, LossFn, capture, run_losses
+from dpcheck.cost import flops
 from dpcheck.determinism import FixedChance
 from dpcheck.diagnostic import BufferFact
 from dpcheck.errors import DpcheckError
@@ -26,6 +27,8 @@ from dpcheck.state import kept_events, state_events, with_written, writes
 SIZES = (5, 7)
 # A difference from the oracle that rounding inside a model (float32 or bfloat16 regions) does not reach.
 CERTAIN = 1e-2
+# Floating-point operations of the graph above which the oracle compares few samples.
+LARGE = 2 * 10**10
 
 
 def find_facts(model: nn.Module, loss_fn: LossFn, batch: Any) -> Facts:
@@ -45,8 +48,8 @@ def find_facts(model: nn.Module, loss_fn: LossFn, batch: Any) -> Facts:
             "the model has no trainable parameter, so there is nothing to train privately",
             next="set requires_grad=True on the parameters to train",
         )
-    run_losses(model, loss_fn, batch)
-    past = history(model, loss_fn, batch, SIZES)
+    losses = run_losses(model, loss_fn, batch)
+    past = history(model, loss_fn, batch, losses, sizes=(2, 3))
     captures = []
     for size in SIZES:
         result = capture(model, loss_fn, resized(batch, size))
@@ -69,16 +72,16 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
     for more in (analyses[1].events, size_events(*captures), state_events(model, past, captures[0])):
         events += [e for e in more if not any(_same(e, other) for other in events)]
     events = [_size_refuted(e, model, loss_fn, batch) for e in events]
-    oracle = None
+    oracle, few = None, flops(captures[0].graph) > LARGE
     if not events:
         # The sample sets do not know the place of a sample in the batch, nor their number; two small runs do.
-        oracle = isolate(model, loss_fn, batch, quick=True)
+        oracle = isolate(model, loss_fn, batch, quick=True, few=few)
         if oracle.mixing or oracle.failed:
             events += place_events(model, *analyses)
         if oracle.worst > CERTAIN and not events:
             events += _small_batch_events(model, loss_fn, batch, captures[0])
     elif any(event.kind == "unproven" for event in events):
-        oracle = isolate(model, loss_fn, batch)
+        oracle = isolate(model, loss_fn, batch, few=few)
         refuted = oracle.mixing and not any(event.kind in MIXES for event in events)
         events = [replace(e, refuted=True) if refuted and e.kind == "unproven" else e for e in events]
     written = writes(model, past, first.capture)

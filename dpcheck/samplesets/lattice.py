@@ -107,6 +107,32 @@ def compact(t: Tensor) -> Tensor:
     return t.expand(shape)
 
 
+def reshaped(t: Tensor, shape: Shape) -> Tensor:
+    """``t.reshape(shape)`` that stays expanded along the axes on which ``t`` is."""
+    if t.numel() == 0:
+        return t.reshape(tuple(shape))
+    small: list[int] = []
+    cut, i, j = t, 0, 0
+    while i < t.dim() or j < len(shape):
+        # The next axes, as few as possible, that hold the same number of elements in both shapes.
+        first, start = i, j
+        before = after = 1
+        if i < t.dim():
+            before, i = t.shape[i], i + 1
+        if j < len(shape):
+            after, j = shape[j], j + 1
+        while before != after:
+            if before < after:
+                before, i = before * t.shape[i], i + 1
+            else:
+                after, j = after * shape[j], j + 1
+        constant = all(t.stride(axis) == 0 or t.shape[axis] == 1 for axis in range(first, i))
+        for axis in range(first, i) if constant else ():
+            cut = cut.narrow(axis, 0, 1)
+        small += [1] * (j - start) if constant else shape[start:j]
+    return cut.reshape(small).expand(tuple(shape))
+
+
 def joined(values: Iterable[Samples], shape: Shape, batch: int) -> Samples:
     """The join of broadcastable values, in ``shape``."""
     values = [v for v in values if not v.empty()]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpcheck.samplesets.lattice import Samples, compact, moved, none, parted, reduced, spread
+from dpcheck.samplesets.lattice import Samples, compact, moved, none, parted, reduced, reshaped, spread
 from dpcheck.samplesets.op import Op, broadcast, transfer
 
 aten = torch.ops.aten
@@ -60,7 +60,9 @@ def move(op: Op) -> Any:
     if op.packet in ("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "flatten", "view_as"):
         if op.target is aten.view.dtype:
             return op.join(spread(value, [-1], op.out.shape) if value.shape != op.out.shape else value)
-        return _named(op, value, moved(value, lambda t: t.reshape(op.out.shape)))
+        return _named(op, value, moved(value, lambda t: reshaped(t, op.out.shape)))
+    if op.packet in ("clone", "contiguous", "alias", "detach", "lift_fresh", "lift_fresh_copy"):
+        return value.with_(const=None)
     if op.packet in ("as_strided", "as_strided_copy"):
         dense = moved(value, lambda t: t.contiguous())
         low, high = dense.low.contiguous(), dense.high.contiguous()
