@@ -13,17 +13,14 @@ from dpcheck.engine.accounting.bounds import (
     check_epsilon,
     check_phase,
     check_unit,
-    number,
 )
+from dpcheck.engine.accounting.calibrate import noise_multiplier, sample_rate_within, steps_within
 from dpcheck.engine.accounting.rdp import rdp_upper
-from scipy.optimize import brentq
 
-from dpcheck.errors import DpcheckError
-
-__all__ = ["Bounds", "Phase", "delta_of", "epsilon", "epsilon_of", "noise_multiplier", "rdp_epsilon"]
-
-_LARGEST = 2.0**20
-_PRECISION = 1e-4
+__all__ = [
+    "Bounds", "Phase", "delta_of", "epsilon", "epsilon_of", "noise_multiplier", "rdp_epsilon", "sample_rate_within",
+    "steps_within",
+]  # fmt: skip
 
 
 def epsilon_of(phases: Sequence[Phase], delta: float, *, adjacency: str = "add-remove", records: int = 1) -> Bounds:
@@ -70,38 +67,3 @@ def _trivial(spent: Sequence[Phase], delta: float) -> Bounds | None:
 def rdp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
     """The upper bound by RDP alone."""
     return rdp_upper([check_phase(Phase(noise_multiplier, sample_rate, steps))], check_delta(delta))
-
-
-def noise_multiplier(target_epsilon: float, sample_rate: float, steps: int, delta: float) -> float:
-    """The smallest sigma, to 1e-4 relative and rounded up, with ``epsilon(sigma, ...).upper <= target_epsilon``.
-
-    Raises:
-        DpcheckError: if no noise reaches the target, or a value is out of range.
-    """
-    target, delta = number("target_epsilon", target_epsilon), check_delta(delta)
-    if target <= 0:
-        raise DpcheckError(f"target_epsilon={target!r} is not positive", where="target_epsilon")
-    check_phase(Phase(1.0, sample_rate, steps))
-    low, high = 0.0, 1.0
-    while epsilon(high, sample_rate, steps, delta).upper > target:
-        low, high = high, 2 * high
-        if high > _LARGEST:
-            raise DpcheckError(
-                f"target_epsilon={target:g} cannot be reached with sample_rate={sample_rate:g}, steps={steps}, "
-                f"delta={delta:g}",
-                where="target_epsilon",
-                next="allow a larger epsilon or delta, or take fewer steps",
-            )
-    if low == 0.0:
-        low = high / 2
-        while epsilon(low, sample_rate, steps, delta).upper <= target:
-            low, high = low / 2, low
-
-    def excess(log_sigma: float) -> float:
-        """Nearly linear in log sigma, so that few evaluations find its zero."""
-        return math.log(max(epsilon(math.exp(log_sigma), sample_rate, steps, delta).upper, 1e-300) / target)
-
-    found = math.exp(float(brentq(excess, math.log(low), math.log(high), xtol=_PRECISION / 4)))
-    while epsilon(found, sample_rate, steps, delta).upper > target:
-        found *= 1 + _PRECISION / 4
-    return found

@@ -35,8 +35,8 @@ def compositions(phases: Sequence[Phase], unit: Unit) -> tuple[Composition, ...]
     )
 
 
-def epsilon_bounds(phases: Sequence[Phase], delta: float, unit: Unit) -> Bounds:
-    """Epsilon of phases that all have noise and steps."""
+def epsilon_bounds(phases: Sequence[Phase], delta: float, unit: Unit, quick: bool = False) -> Bounds:
+    """Epsilon of phases that all have noise and steps; ``quick`` gives up tightness."""
     first, *others = compositions(phases, unit)
     if not first.steps:
         # The squared distance is a rounded sum.
@@ -46,12 +46,12 @@ def epsilon_bounds(phases: Sequence[Phase], delta: float, unit: Unit) -> Bounds:
         return Bounds(lower, upper, delta, "analytic Gaussian")
     lower, upper, method = 0.0, math.inf, "PLD"
     if len(first.steps) <= _MOST_PHASES:
-        lower, upper = epsilon_between(first, delta)
+        lower, upper = epsilon_between(first, delta, quick)
         for other in others:
             if not probe(other, delta, upper):
-                bounds = epsilon_between(other, delta)
+                bounds = epsilon_between(other, delta, quick)
                 lower, upper = max(lower, bounds[0]), max(upper, bounds[1])
-    if unit == Unit():
+    if unit == Unit() and not (quick and math.isfinite(upper)):
         renyi = rdp_upper(phases, delta)
         if renyi < upper:
             upper, method = renyi, "RDP"

@@ -37,6 +37,8 @@ from dpcheck.engine.accounting.quadrature import Transform
 from numpy.typing import NDArray
 
 _BETA = 6.0
+# Multiplications in a product of matrices that BLAS does not share among threads.
+_ONE_THREAD = 200_000
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ class Inversion:
         if exponent > 700:
             return math.inf, math.inf
         scale = math.exp(exponent)
-        turns = np.exp(-1j * (self.line.spacing * e) * np.arange(len(self.terms)))
-        value = float((turns * self.terms).real.sum()) * scale
+        turns = (self.line.spacing * e) * np.arange(len(self.terms))
+        value = float((self.terms.real * np.cos(turns) + self.terms.imag * np.sin(turns)).sum()) * scale
         rounding = 8 * UNIT * (abs(exponent) + abs(log_scale) + t * abs(e) + 1)
         return value, scale * (self.error + self.error_per_e * abs(e)) + abs(value) * rounding
 
@@ -196,7 +198,20 @@ def invert(line: Line, kernel: Kernel, tilts: Sequence[Tilt] = ()) -> Inversion:
 def _on_line(transform: Transform, spacing: float, count: int) -> NDArray[np.complex128]:
     """``sum_j weights_j exp(i k spacing losses_j)``, k below ``count``, as a product of matrices: k in two digits."""
     block = math.isqrt(count - 1) + 1
+    rows = -(-count // block)
     turns: Vector = spacing * transform.losses
-    fine = np.exp(1j * np.outer(np.arange(block), turns))
-    coarse = np.exp(1j * np.outer(block * np.arange(-(-count // block)), turns)) * transform.weights
-    return np.asarray((coarse @ fine.T).ravel()[:count])
+    coarse = np.exp(1j * np.outer(block * np.arange(rows), turns)) * transform.weights
+    fine = np.exp(1j * np.outer(turns, np.arange(block)))
+    left = np.concatenate([coarse.real, coarse.imag])
+    right = np.concatenate([fine.real, fine.imag], axis=1)
+    total = np.zeros((2 * rows, 2 * block))
+    # Real products this small stay on one thread: on a busy machine, waiting for a second takes longer than the work.
+    depth = 64
+    tall = max(1, _ONE_THREAD // (depth * 2 * block))
+    for start in range(0, len(turns), depth):
+        piece = right[start : start + depth]
+        for row in range(0, 2 * rows, tall):
+            total[row : row + tall] += left[row : row + tall, start : start + depth] @ piece
+    real = total[:rows, :block] - total[rows:, block:]
+    imaginary = total[:rows, block:] + total[rows:, :block]
+    return (real + 1j * imaginary).ravel()[:count]

@@ -131,22 +131,20 @@ class Curve:
         """An epsilon of which ``delta_upper <= delta`` was computed; infinite if none was found."""
         if self.delta_upper(0.0) <= delta:
             return 0.0
-        found = self._crossing(self.delta_upper, delta)
-        for _ in range(60):
+        found, step = self._crossing(self.delta_upper, delta), self._resolution
+        while math.isfinite(found) and step < self.width:
             if self.delta_upper(found) <= delta:
                 return found
-            found += self._resolution
+            found, step = found + step, 2 * step
         return math.inf
 
     def epsilon_lower(self, delta: float) -> float:
         """An epsilon of which ``delta_lower > delta`` was computed; zero if none was found."""
-        found = self._crossing(self.delta_lower, delta)
-        for _ in range(60):
-            if found <= 0:
-                return 0.0
+        found, step = self._crossing(self.delta_lower, delta), self._resolution
+        while found > 0 and step < self.width:
             if self.delta_lower(found) > delta:
                 return found
-            found -= self._resolution
+            found, step = found - step, 2 * step
         return 0.0
 
     @property
@@ -168,10 +166,10 @@ class Curve:
         return math.nan
 
 
-def epsilon_between(composition: Composition, delta: float) -> tuple[float, float]:
-    """Bounds of epsilon."""
+def epsilon_between(composition: Composition, delta: float, quick: bool = False) -> tuple[float, float]:
+    """Bounds of epsilon, from one attempt only if ``quick``."""
     lower, upper, near = 0.0, math.inf, None
-    for radians, enough in _ATTEMPTS:
+    for radians, enough in _ATTEMPTS[:1] if quick else _ATTEMPTS:
         here = curve(composition, delta, radians, near)
         lower, upper = max(lower, here.epsilon_lower(delta)), min(upper, here.epsilon_upper(delta))
         if upper - lower <= enough * max(upper, 0.5) or not math.isfinite(upper):
@@ -189,7 +187,8 @@ def delta_between(composition: Composition, epsilon: float) -> tuple[float, floa
         here = curve(composition, guess, radians, epsilon)
         lower = max(lower, here.delta_lower(epsilon))
         upper = min(upper, here.delta_upper(epsilon))
-        close = upper - lower <= enough * upper or attempt + 1 >= len(_ATTEMPTS)
+        # A bound of delta moves t times as much as that of epsilon, and t epsilon is about 20.
+        close = upper - lower <= 20 * enough * upper or attempt + 1 >= len(_ATTEMPTS)
         if upper <= _LEAST or (close and guess <= 2 * upper):
             break
         guess = max(upper / 2, _LEAST)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from dpcheck.engine.accounting import Phase, epsilon, epsilon_of, noise_multiplier, rdp_epsilon
+from dpcheck.engine.accounting import Phase, epsilon, epsilon_of, rdp_epsilon
 from dpcheck.engine.accounting.rdp import _by_quadrature, _by_sum, rdp_upper
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,7 +84,7 @@ def test_full_batches_against_the_analytic_gaussian(sigma: float, steps: int, de
 
 
 @given(sigma=st.floats(0.5, 10.0), rate=st.floats(1e-4, 1.0), steps=st.integers(1, 5_000), delta=st.floats(1e-10, 1e-3))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_more_noise_costs_less_and_more_steps_or_data_cost_more(
     sigma: float, rate: float, steps: int, delta: float
 ) -> None:
@@ -93,16 +93,6 @@ def test_more_noise_costs_less_and_more_steps_or_data_cost_more(
     assert rdp_epsilon(sigma, rate, 2 * steps, delta) >= here
     assert rdp_epsilon(sigma, rate, steps, delta / 10) >= here
     assert rdp_epsilon(sigma, rate / 2, steps, delta) <= here * (1 + 1e-9)
-
-
-@given(target=st.floats(0.2, 20.0), rate=st.floats(1e-3, 1.0), steps=st.integers(1, 2_000), delta=st.floats(1e-9, 1e-4))
-@settings(max_examples=5)
-def test_calibrated_noise_reaches_its_target_and_is_not_wasted(
-    target: float, rate: float, steps: int, delta: float
-) -> None:
-    sigma = noise_multiplier(target, rate, steps, delta)
-    assert epsilon(sigma, rate, steps, delta).upper <= target
-    assert epsilon(sigma * 0.999, rate, steps, delta).upper > target
 
 
 def test_phases_compose() -> None:
@@ -136,10 +126,3 @@ def test_bad_values_are_named(values: tuple[float, float, int, float], says: str
     with pytest.raises(DpcheckError) as caught:
         epsilon(*values)
     assert says in caught.value.what
-
-
-def test_a_target_out_of_reach_is_said() -> None:
-    with pytest.raises(DpcheckError, match="cannot be reached"):
-        noise_multiplier(1e-9, 0.5, 1000, 1e-12)
-    with pytest.raises(DpcheckError, match="is not positive"):
-        noise_multiplier(-1.0, 0.5, 1000, 1e-12)
