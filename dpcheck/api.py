@@ -71,8 +71,8 @@ def _notes(facts: Facts) -> tuple[str, ...]:
     notes = []
     if facts.touched.python_random:
         notes.append(
-            "the forward draws from Python's or NumPy's random numbers, which a captured graph would freeze: "
-            "the engine runs the model itself"
+            "the forward draws from Python's or NumPy's random numbers, or branches on a number that it drew, which "
+            "a captured graph would freeze: small, usual and large draws were analysed; the engine runs the model itself"
         )
     if facts.past.latest:
         notes.append(

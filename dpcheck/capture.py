@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.distributions import Distribution
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpcheck import inputs
-from dpcheck.decompositions import TABLE
+from dpcheck.decompositions import TABLE, MaskedAssignment
 from dpcheck.diagnostic import Location
+from dpcheck.drawing import USUAL, fixed_draws
 from dpcheck.errors import DpcheckError
 from dpcheck.functional import functionalized, written_constant
 from dpcheck.sandbox import Touched, read_back, sandbox, swapped, tensors_of
-from dpcheck.source import Origin, location_of, origin_here
+from dpcheck.source import location_of
+from dpcheck.tracing import Recorder, without_fused_layers, without_validation
 from dpcheck.unsort import unsorted
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -85,48 +83,31 @@ class CaptureFailure:
     touched: Touched
 
 
-class _Recorder(TorchDispatchMode):
-    """Writes origin, half and autograd sequence number on every node as it is made."""
-
-    def __init__(self, paths: Mapping[int, str], root: FrameType) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.paths, self.root, self.half = paths, root, "forward"
-        self.by_sequence: dict[int, Origin] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        mode: Any = get_proxy_mode()
-        if mode is None:
-            return out
-        node: Any = torch._C._current_autograd_node()
-        origin = origin_here(self.paths, self.root)
-        if node is None:
-            # Autograd numbered this op just before dispatching it; ops that it does not record repeat the last number.
-            self.by_sequence.setdefault(torch._C._autograd._get_sequence_nr() - 1, origin)
-        elif origin.location is None:
-            origin = self.by_sequence.get(node._sequence_nr(), origin)
-        for made in reversed(mode.tracer.graph.nodes):
-            if "half" in made.meta or made.op == "placeholder":
-                break
-            made.meta["half"], made.meta["origin"] = self.half, origin
-        return out
-
-
-def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureFailure:
+def capture(model: nn.Module, loss_fn: LossFn, batch: Any, *, chance: float | None = None) -> Capture | CaptureFailure:
     """Capture the joint graph at the size of ``batch``, in the model's present train/eval state.
 
     The model is left as it was: parameters, buffers, Python attributes and random generators.
 
+    Args:
+        chance: what every single number that Python, NumPy or torch draw from [0, 1) is in this graph. Where a branch
+            of the model depends on such a number of torch's, the usual one is taken without being asked for.
+
     Raises:
         DpcheckError: if the model or the loss raises on this batch, or does not return losses of shape [B].
     """
+    recorder = Recorder({id(m): path for path, m in model.named_modules()}, sys._getframe(0), chance)
+    result = _capture(model, loss_fn, batch, recorder)
+    if isinstance(result, CaptureFailure) and result.kind == "branch" and recorder.drew and chance is None:
+        return capture(model, loss_fn, batch, chance=USUAL)
+    return result
+
+
+def _capture(model: nn.Module, loss_fn: LossFn, batch: Any, recorder: Recorder) -> Capture | CaptureFailure:
     size = inputs.batch_size(batch)
     leaves, spec = pytree.tree_flatten(batch)
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     parameters, buffers = tensors_of(model)
     trainable = [name for name, p in parameters.items() if p.requires_grad]
-    paths = {id(module): path for path, module in model.named_modules()}
-    recorder = _Recorder(paths, sys._getframe(0))
 
     def joint(ps: list[Tensor], bs: list[Tensor], xs: list[Tensor], tangent: Tensor) -> tuple[Any, ...]:
         with recorder:
@@ -134,7 +115,7 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
             for i, x in zip(where, xs, strict=True):
                 filled[i] = x
             state = {**dict(zip(parameters, ps, strict=True)), **dict(zip(buffers, bs, strict=True))}
-            with swapped(model, state):
+            with swapped(model, state), MaskedAssignment():
                 losses = loss_fn(model, pytree.tree_unflatten(filled, spec))
                 check_losses(losses, size)
                 after = read_back(model, state)
@@ -150,10 +131,12 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
     arguments = (list(parameters.values()), list(buffers.values()), [leaves[i] for i in where], tangent)
     with sandbox(model) as touched:
         try:
-            with _without_fused_layers(), _without_validation():
+            with without_fused_layers(), without_validation(), fixed_draws(recorder.chance) as drawn:
                 # Tensors that are no inputs (a table in a cache, class weights of the loss) become constants.
                 constants = {"_allow_non_fake_inputs": True, "_error_on_data_dependent_ops": True}
                 graph = make_fx(joint, TABLE, tracing_mode="fake", **constants)(*arguments)
+            touched.python_random = bool(drawn.called) or (recorder.drew and recorder.chance is not None)
+            touched.uncontrolled = drawn.escaped
         except DpcheckError:
             raise
         except Exception as error:
@@ -163,13 +146,17 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any) -> Capture | CaptureF
         origin = unknown.meta.get("origin")
         reason = f"the shape of a tensor depends on the data ({unknown.target})"
         return CaptureFailure("shape", reason, origin.location if origin else None, touched)
+    aside = _used_aside(graph, {**parameters, **buffers})
+    if aside is not None:
+        reason = f"{aside!r} is used through a reference beside the model's own (a plain list, a closure)"
+        return CaptureFailure("other", reason, None, touched)
     written = written_constant(graph)
     if written is not None:
         origin = written.meta.get("origin")
         reason = f"a tensor is written that is neither a parameter nor a buffer of the model ({written.target})"
         return CaptureFailure("state", reason, origin.location if origin else None, touched)
     # Kernels are chosen as while tracing: other ones lay their results out in other ways.
-    with _without_fused_layers():
+    with without_fused_layers():
         graph = unsorted(functionalized(graph))
     return _assemble(graph, size, parameters, buffers, trainable, len(where), touched, batch)
 
@@ -182,41 +169,7 @@ def _unknown_shape(graph: fx.GraphModule) -> fx.Node | None:
                 return node  # type: ignore[no-any-return]
     return None
 
-    aside = _used_aside(graph, {**parameters, **buffers})
-    if aside is not None:
-        reason = f"{aside!r} is used through a reference beside the model's own (a plain list, a closure)"
-        return CaptureFailure("other", reason, None, touched)
 
-@contextmanager
-def _without_fused_layers() -> Iterator[None]:
-    """oneDNN's recurrent layers are one opaque op; without oneDNN they are traced as matrix products."""
-    before: bool = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
-
-
-@contextmanager
-def _without_validation() -> Iterator[None]:
-    """Distributions do not look at their arguments: a check of them that raises is no part of what is computed."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
-
-
-def _assemble(
-    graph: fx.GraphModule,
-    size: int,
-    parameters: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    trainable: list[str],
-    n_batch: int,
-    touched: Touched,
 def _used_aside(graph: fx.GraphModule, registered: Mapping[str, Tensor]) -> str | None:
     """A registered tensor that became a constant: it was not reached through the model, so its gradient is lost."""
     names = {id(tensor): name for name, tensor in registered.items()}
@@ -230,6 +183,14 @@ def _used_aside(graph: fx.GraphModule, registered: Mapping[str, Tensor]) -> str 
     return None
 
 
+def _assemble(
+    graph: fx.GraphModule,
+    size: int,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    trainable: list[str],
+    n_batch: int,
+    touched: Touched,
     batch: Any,
 ) -> Capture:
     holders = [node for node in graph.graph.nodes if node.op == "placeholder"]

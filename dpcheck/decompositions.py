@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dpcheck.experts import grouped_mm
 
@@ -42,6 +43,27 @@ def weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim:
 def mv(matrix: Tensor, vector: Tensor) -> Tensor:
     """A product with one column, which has a sampler."""
     return torch.mm(matrix, vector.unsqueeze(1)).squeeze(1)
+
+
+class MaskedAssignment(TorchFunctionMode):
+    """``x[mask] = value`` by ``where``, if one value goes to every place of the mask.
+
+    The gradient of an assignment picks the places of the mask out, whose number depends on the data.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__setitem__:
+            x, mask, value = args
+            if isinstance(mask, Tensor) and isinstance(value, Tensor) and _one_for_all(x, mask, value):
+                wide = mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim()))
+                return x.copy_(torch.where(wide, value, x))
+        return func(*args, **(kwargs or {}))
+
+
+def _one_for_all(x: Tensor, mask: Tensor, value: Tensor) -> bool:
+    rest = x.shape[mask.dim() :]
+    fits = mask.dtype is torch.bool and 0 < mask.dim() <= x.dim() and mask.shape == x.shape[: mask.dim()]
+    return fits and value.dim() <= len(rest) and value.dtype == x.dtype
 
 
 def _others(t: Tensor, dim: int) -> list[int]:

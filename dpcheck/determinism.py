@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dpcheck.drawing import NORMAL, USUAL, fixed_draws
+
 _UNIFORM = frozenset({"rand", "rand_like", "uniform"})
-_NORMAL = frozenset({"randn", "randn_like", "normal", "log_normal", "exponential", "cauchy"})
+_NORMAL = frozenset({"randn", "randn_like", "normal", "normal_functional", "log_normal", "exponential", "cauchy"})
 _ONE = frozenset({"bernoulli", "geometric"})
 
 
@@ -41,10 +44,25 @@ class FixedChance(TorchDispatchMode):
     """Every element of a random tensor gets the same value; nothing is dropped; a permutation is a rotation.
 
     A function of chance is then still the same function of its samples, and whether samples mix does not change.
+    Python's and NumPy's draws are fixed as well.
+
+    Args:
+        uniform: what a draw from [0, 1) gives.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, uniform: float = USUAL) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.uniform = uniform
+        self.draws = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.draws.enter_context(fixed_draws(self.uniform))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        super().__exit__(*failure)  # type: ignore[no-untyped-call]
+        self.draws.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -68,9 +86,9 @@ class FixedChance(TorchDispatchMode):
         if name.startswith(("randint", "random")) or name == "multinomial":
             return _fill(target, int(args[0]) if func is torch.ops.aten.randint.low else 0)
         if name in _UNIFORM:
-            return _fill(target, 0.375)
+            return _fill(target, self.uniform)
         if name in _NORMAL:
-            return _fill(target, 0.6745)
+            return _fill(target, NORMAL)
         return out
 
 

@@ -13,6 +13,7 @@ from dpcheck.capture import Capture, CaptureFailure, LossFn, capture, run_losses
 from dpcheck.cost import flops
 from dpcheck.determinism import FixedChance
 from dpcheck.diagnostic import BufferFact
+from dpcheck.drawing import EXTREMES, USUAL
 from dpcheck.errors import DpcheckError
 from dpcheck.facts import MIXES, Event, Facts
 from dpcheck.history import History, history
@@ -50,9 +51,12 @@ def find_facts(model: nn.Module, loss_fn: LossFn, batch: Any) -> Facts:
         )
     losses = run_losses(model, loss_fn, batch)
     past = history(model, loss_fn, batch, losses, sizes=(2, 3))
-    captures = []
+    captures: list[Capture] = []
     for size in SIZES:
-        result = capture(model, loss_fn, resized(batch, size))
+        chance = USUAL if captures and captures[0].touched.python_random else None
+        result = capture(model, loss_fn, resized(batch, size), chance=chance)
+        if isinstance(result, Capture) and result.touched.python_random and chance is None:
+            result = capture(model, loss_fn, resized(batch, size), chance=USUAL)
         if isinstance(result, CaptureFailure):
             return _without_graph(model, loss_fn, batch, result, past)
         captures.append(result)
@@ -69,7 +73,8 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
     analyses = [analyse(c) for c in captures]
     first = analyses[0]
     events = list(first.events)
-    for more in (analyses[1].events, size_events(*captures), state_events(model, past, captures[0])):
+    others = _other_ways(model, loss_fn, batch) if first.capture.touched.python_random else []
+    for more in (analyses[1].events, others, size_events(*captures), state_events(model, past, captures[0])):
         events += [e for e in more if not any(_same(e, other) for other in events)]
     events = [_size_refuted(e, model, loss_fn, batch) for e in events]
     oracle, few = None, flops(captures[0].graph) > LARGE
@@ -100,6 +105,21 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
         kept=kept_events(model, past, captures[0]),
         oracle=oracle,
     )
+
+
+def _other_ways(model: nn.Module, loss_fn: LossFn, batch: Any) -> list[Event]:
+    """Where samples meet on the branches that the model takes when what it draws is small, or large."""
+    events: list[Event] = []
+    for chance in EXTREMES:
+        result = capture(model, loss_fn, resized(batch, SIZES[0]), chance=chance)
+        if isinstance(result, CaptureFailure):
+            events.append(Event("unproven", "", Origin(result.location, None, ()), ("losses",), result.reason))
+            continue
+        events += analyse(result).events
+        if result.touched.uncontrolled:
+            reason = "the model draws random numbers in a way of which only one outcome was seen"
+            events.append(Event("unproven", "", None, ("losses",), reason))
+    return events
 
 
 def _without_graph(model: nn.Module, loss_fn: LossFn, batch: Any, failure: CaptureFailure, past: History) -> Facts:

@@ -24,11 +24,14 @@ class Touched:
 
     Attributes:
         attributes: ``module path.attribute`` of Python state that was changed.
-        python_random: whether ``random`` or ``numpy.random`` was drawn from (a captured graph freezes such a draw).
+        python_random: whether ``random`` or ``numpy.random`` was drawn from, or a number drawn by torch was made a
+            constant because a branch depends on it (a captured graph freezes such a draw).
+        uncontrolled: whether a draw came out by chance though draws were to be fixed.
     """
 
     attributes: list[str] = field(default_factory=list)
     python_random: bool = False
+    uncontrolled: bool = False
 
 
 def tensors_of(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
@@ -79,7 +82,7 @@ def sandbox(model: nn.Module) -> Iterator[Touched]:
         with torch.random.fork_rng(devices=devices), kept_attributes(model, touched):
             yield touched
     finally:
-        touched.python_random = random.getstate() != python_state or not all(
+        touched.python_random |= random.getstate() != python_state or not all(
             np.array_equal(a, b) for a, b in zip(numpy_state, np.random.get_state(), strict=True)
         )
         random.setstate(python_state)

@@ -54,15 +54,18 @@ SPEECH = "whisper speech_to_text moonshine"
 def small_config(name: str) -> Any:
     """The architecture's default configuration with every size that it has made tiny."""
     base = transformers.AutoConfig.for_model(name)
-    fixed = {key for key in dir(type(base)) if isinstance(getattr(type(base), key, None), property)}
-    known = {key: value for key, value in SMALL.items() if key not in fixed and _fits(getattr(base, key, None), value)}
+    known = {key: value for key, value in SMALL.items() if _fits(base, key, value)}
     config = transformers.AutoConfig.for_model(name, **{**known, **EXTRA.get(name, {})})
     config.use_cache = False
     return config
 
 
-def _fits(default: Any, value: Any) -> bool:
-    """Whether the default is of the kind of ``value`` (a number, or several); unset token ids stay unset."""
+def _fits(config: Any, key: str, value: Any) -> bool:
+    """Whether the size can be set and is of the kind of ``value`` (a number, or several); unset ids stay unset."""
+    computed = getattr(type(config), key, None)
+    if isinstance(computed, property) and computed.fset is None:
+        return False
+    default = getattr(config, key, None)
     return isinstance(default, tuple | list) if isinstance(value, tuple) else isinstance(default, int)
 
 
