@@ -12,7 +12,7 @@ from dpcheck import inputs
 from dpcheck.capture import Capture, CaptureFailure, LossFn, capture, run_losses
 from dpcheck.cost import flops
 from dpcheck.determinism import FixedChance
-from dpcheck.diagnostic import BufferFact
+from dpcheck.diagnostic import BufferFact, Location
 from dpcheck.drawing import EXTREMES, USUAL
 from dpcheck.errors import DpcheckError
 from dpcheck.facts import MIXES, Event, Facts
@@ -96,7 +96,7 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
         batch=batch,
         capture=first.capture,
         failure=None,
-        events=tuple(_without_consequences(events)),
+        events=tuple(_without_consequences(events, captures[0])),
         buffers=with_written(model, first.buffers, past, written),
         parameters=parameter_facts(model, first),
         writes=written,
@@ -170,16 +170,19 @@ def _size_refuted(event: Event, model: nn.Module, loss_fn: LossFn, batch: Any) -
     return replace(event, kind="batch-size") if float(apart) > CERTAIN else event
 
 
-def _without_consequences(events: list[Event]) -> list[Event]:
+def _without_consequences(events: list[Event], captured: Capture) -> list[Event]:
     """Less what only follows from another finding; a finding always stays."""
-    forward = {e.origin.location for e in events if e.kind == "forward" and e.origin is not None}
+    forward = {_place(e) for e in events if e.kind == "forward"} - {None}
     mixing = any(e.kind in MIXES for e in events)
+    lines = {n.meta["origin"].location for n in captured.graph.graph.nodes if n.meta.get("half") == "forward"
+             and n.meta.get("origin") is not None}  # fmt: skip
     kept: list[Event] = []
     sizes = set()
     for event in events:
-        at = event.origin.location if event.origin is not None else None
-        in_backward = "losses" not in event.reaches
-        if event.kind in ("batch-size", "backward") and at is not None and at in forward:
+        at, in_backward = _place(event), "losses" not in event.reaches
+        # The gradient of a line that runs in the forward follows from it, but for embeddings that count.
+        derived = event.kind == "backward" and at in lines and "embedding" not in event.op
+        if at is not None and forward and (derived or (event.kind == "batch-size" and at in forward)):
             continue
         if event.kind == "unproven" and mixing and (event.sized or (in_backward and forward)):
             continue
@@ -189,6 +192,10 @@ def _without_consequences(events: list[Event]) -> list[Event]:
             sizes.add(at)
         kept.append(event)
     return kept
+
+
+def _place(event: Event) -> Location | None:
+    return event.origin.location if event.origin is not None else None
 
 
 def _same(a: Event, b: Event) -> bool:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import Net, X, Y, cross_entropy, line_of
 from torch import Tensor, nn
 
 import dpcheck
-
-X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 2])
-
-
-def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
-
-
-class Net(nn.Module):
-    """Two layers with ``middle`` between them."""
-
-    def __init__(self, middle: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.a, self.b, self.middle = nn.Linear(4, 8), nn.Linear(8, 3), middle
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.middle(self.a(x)))
 
 
 def functional_batch_norm(h: Tensor) -> Tensor:
@@ -131,12 +113,6 @@ MIXING = {
 }
 
 
-def line_of(function: Callable[..., Any]) -> int:
-    lines, first = inspect.getsourcelines(function)
-    (at,) = [i for i, line in enumerate(lines) if "# HERE" in line]
-    return first + at
-
-
 @pytest.mark.parametrize("middle", MIXING, ids=lambda f: f.__name__)
 def test_mixing_in_the_forward_is_reported_at_its_line(middle: Callable[[Tensor], Tensor]) -> None:
     report = dpcheck.check(Net(middle), cross_entropy, (X, Y))
@@ -229,23 +205,6 @@ def test_every_batch_norm_of_a_model_is_reported() -> None:
     layers = [nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)]
     report = dpcheck.check(nn.Sequential(*layers), cross_entropy, (X, Y))
     assert [d.module for d in report.diagnostics if d.code == "DP101"] == ["1", "4"]
-
-
-def in_batch_negatives(model: nn.Module, batch: Any) -> Tensor:
-    h = F.normalize(model(batch[0]), dim=1)
-    return F.cross_entropy(h @ h.t(), torch.arange(len(h)), reduction="none")
-
-
-def mean_over_all_tokens(model: nn.Module, batch: Any) -> Tensor:
-    each = F.cross_entropy(model(batch[0]), batch[1], reduction="none", ignore_index=0)
-    return each / (batch[1] != 0).sum()
-
-
-@pytest.mark.parametrize("loss_fn", [in_batch_negatives, mean_over_all_tokens])
-def test_losses_that_use_other_samples(loss_fn: Callable[..., Tensor]) -> None:
-    report = dpcheck.check(nn.Linear(4, 3), loss_fn, (X, Y))
-    assert "DP401" in {d.code for d in report.diagnostics}
-    assert report.verdict == "mixing"
 
 
 def test_records_that_are_unrolled_into_rows_stay_records() -> None:
