@@ -124,7 +124,7 @@ def attention(op: Op) -> Any:
     "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
     "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "grid_sampler_2d",
     "grid_sampler_3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
-    "replication_pad2d", "replication_pad3d", "im2col", "col2im", "fractional_max_pool2d", "fractional_max_pool3d",
+    "replication_pad2d", "replication_pad3d", "fractional_max_pool2d", "fractional_max_pool3d",
     "max_unpool2d", "max_unpool3d", "affine_grid_generator",
     "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "avg_pool2d_backward",
     "avg_pool3d_backward", "adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward",
@@ -158,4 +158,15 @@ def image(op: Op) -> Any:
         grown = result.mixed() and not any(v.mixed() for v in op.values())
         return result.with_(inexact=result.inexact or grown)
 
+
+
+@transfer("im2col", "col2im")
+def folds(op: Op) -> Samples:
+    """[N, C, H, W] to windows [N, C * k, L] and back; without N, every element depends on all others."""
+    value: Samples = op.args[0]
+    batched = len(value.shape) == (4 if op.packet == "im2col" else 3)
+    rows = reduced(value, range(1, len(value.shape)) if batched else None, keepdim=False)
+    view = (-1, *[1] * (len(op.out.shape) - 1)) if batched else [1] * len(op.out.shape)
+    result = op.join(moved(rows, lambda t: t.reshape(view)))
+    return result.with_(inexact=result.inexact or (result.mixed() and not value.mixed()))
     return op.each(make)
