@@ -1,6 +1,6 @@
 """Runs dpcheck, the isolation oracle and Opacus's validator on the models of transformers, torchvision and timm.
 
-    python benchmarks/zoo.py [--zoo NAME ...] [--match PATTERN] [--workers N] [--json PATH]
+    python benchmarks/zoo.py [--zoo NAME ...] [--match PATTERN] [--kind KIND ...] [--workers N] [--json PATH]
 
 Every model runs in a process of its own, with limits on time and memory, so that none can take the others with it.
 Needs transformers, timm, torchvision and opacus, of which dpcheck itself needs none. Exit code 1 when an answer is
@@ -35,7 +35,7 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     for zoo in options.zoo:
         entries = importlib.import_module(f"zoo_models.{zoo}_zoo").entries()
-        chosen = [entry for entry in entries if re.search(options.match, entry.name)]
+        chosen = [e for e in entries if re.search(options.match, e.name) and (not options.kind or e.kind in options.kind)]
         for done in _all(chosen, options):
             results.append({"zoo": zoo, **done})
             print(_line(results[-1]), file=sys.stderr, flush=True)
@@ -49,6 +49,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="dpcheck, the oracle and Opacus on the model zoos")
     parser.add_argument("--zoo", nargs="+", choices=ZOOS, default=ZOOS, help="which zoos (default: all)")
     parser.add_argument("--match", default="", help="regular expression that a model's name must match")
+    parser.add_argument("--kind", nargs="+", help="such as encoder or vision (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="models at a time")
     parser.add_argument("--json", type=Path, help="write every detail here")
     parser.add_argument("--no-twins", action="store_true", help="leave out the models with batch norm replaced")
