@@ -64,16 +64,18 @@ def _method(facts: Facts) -> Literal["graph", "vmap", "single", "none"]:
         return "none"
     if verdict == "unproven" or facts.touched.python_random:
         return "single"
-    return "vmap" if facts.touched.attributes else "graph"
+    return "vmap" if facts.touched.attributes or facts.uncovered else "graph"
 
 
 def _notes(facts: Facts) -> tuple[str, ...]:
     notes = []
     if facts.touched.python_random:
         notes.append(
-            "the forward draws from Python's or NumPy's random numbers, or branches on a number that it drew, which "
-            "a captured graph would freeze: small, usual and large draws were analysed; the engine runs the model itself"
+            "the forward draws from Python's or NumPy's random numbers, or branches on a number that it drew, which a "
+            "captured graph would freeze: small, usual and large draws were analysed; the engine runs the model itself"
         )
+    if facts.uncovered:
+        notes.append(f"the graph's samplers do not cover this model: {facts.uncovered}")
     if facts.past.latest:
         notes.append(
             f"Python attributes keep data of the latest batch ({', '.join(facts.past.latest[:3])}): they are in no "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["independent", "mixing", "unproven"]
-Status = Literal["covered", "fallback", "no-gradient", "frozen"]
+Status = Literal["covered", "fallback", "mixed", "no-gradient", "frozen"]
 Applicability = Literal["safe", "unsafe", "display-only"]
 
 
@@ -74,9 +74,13 @@ class ParameterFact:
         shape: its shape.
         trainable: ``requires_grad``.
         status: ``covered`` (per-sample gradients by the graph's samplers), ``fallback`` (by vmap or single samples),
-            ``no-gradient`` (trainable, not reached by the loss) or ``frozen``.
+            ``mixed`` (samples cannot be told apart in it), ``no-gradient`` (trainable, not reached by the loss) or
+            ``frozen``.
         sites: the ATen ops in which its gradient is summed over the batch, in graph order.
         tied: its other names.
+        owner: class of the module that holds it: a layer, or for a bare parameter the user's own.
+        uses: the line of every op of the forward that reads it; ``None`` where there is no graph.
+        written: whether the forward overwrites it.
     """
 
     name: str
@@ -85,6 +89,9 @@ class ParameterFact:
     status: Status
     sites: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
+    owner: str = ""
+    uses: tuple[Location, ...] | None = None
+    written: bool = False
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ class Facts:
         touched: Python state changed by running the model.
         past: what one call leaves behind for the next.
         kept: an event for each attribute that carries data from one batch to the next.
+        uncovered: why the engine's samplers do not cover the graph, if so.
         oracle: its result, when it was asked.
     """
 
@@ -105,6 +106,7 @@ class Facts:
     touched: Touched
     past: History
     kept: tuple[Event, ...]
+    uncovered: str | None
     oracle: OracleResult | None
 
     def written_parameters(self) -> list[Write]:

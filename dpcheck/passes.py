@@ -18,7 +18,8 @@ from dpcheck.errors import DpcheckError
 from dpcheck.facts import MIXES, Event, Facts
 from dpcheck.history import History, history
 from dpcheck.oracle import isolate
-from dpcheck.samplesets import analyse, parameter_facts
+from dpcheck.parameters import parameter_facts, why_uncovered
+from dpcheck.samplesets import analyse
 from dpcheck.samplesets.batch_size import size_events
 from dpcheck.samplesets.placement import place_events
 from dpcheck.source import Origin
@@ -90,6 +91,8 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
         refuted = oracle.mixing and not any(event.kind in MIXES for event in events)
         events = [replace(e, refuted=True) if refuted and e.kind == "unproven" else e for e in events]
     written = writes(model, past, first.capture)
+    names = [write.name for write in written]
+    uncovered = why_uncovered(first) if not events else None
     return Facts(
         model=model,
         loss_fn=loss_fn,
@@ -98,7 +101,8 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
         failure=None,
         events=tuple(_without_consequences(events, captures[0])),
         buffers=with_written(model, first.buffers, past, written),
-        parameters=parameter_facts(model, first),
+        parameters=parameter_facts(model, first, covered=not events and uncovered is None, written=names),
+        uncovered=uncovered,
         writes=written,
         touched=first.capture.touched,
         past=past,
@@ -137,7 +141,8 @@ def _without_graph(model: nn.Module, loss_fn: LossFn, batch: Any, failure: Captu
         buffers=with_written(
             model, tuple(BufferFact(name, "unknown") for name, _ in model.named_buffers()), past, written
         ),
-        parameters=parameter_facts(model, None),
+        parameters=parameter_facts(model, None, covered=False, written=[write.name for write in written]),
+        uncovered=None,
         writes=written,
         touched=failure.touched,
         past=past,

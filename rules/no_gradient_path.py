@@ -97,11 +97,13 @@ class NoGradientPath(Rule):
     def scan(self, facts: Facts) -> Iterable[Diagnostic]:
         for parameter in facts.parameters:
             if parameter.status == "no-gradient":
+                missing = "is read by nothing" if parameter.uses == () else "is reached by no loss"
                 yield Diagnostic(
                     code=self.code,
                     name=self.name,
-                    message=f"the trainable parameter {parameter.name!r} is reached by no loss: "
+                    message=f"the trainable parameter {parameter.name!r} {missing}: "
                     "private training would add noise to it and nothing else",
+                    location=parameter.uses[0] if parameter.uses else None,
                     module=parameter.name.rpartition(".")[0],
                     parameter=parameter.name,
                     help="use it in the loss, or freeze it with requires_grad_(False)",

@@ -25,9 +25,12 @@ def shown(report: Report, **options: object) -> str:
 
 def report_of(*diagnostics: Diagnostic) -> Report:
     parameters = (
-        ParameterFact("w", (3, 4), True, "covered", ("aten.mm.default", "aten.mm.default"), ("head.w",)),
+        ParameterFact(
+            "w", (3, 4), True, "covered", ("aten.mm.default", "aten.mm.default"), ("head.w",),
+            owner="Linear", uses=(Location("/a/m.py", 7), Location("/a/m.py", 8)),
+        ),
         ParameterFact("scale", (), False, "frozen"),
-    )
+    )  # fmt: skip
     buffers = (BufferFact("mean", "data"), BufferFact("steps", "derived"), BufferFact("mask", "constant"))
     verdict = "mixing" if diagnostics else "independent"
     return Report(verdict, diagnostics, buffers, parameters, "none" if diagnostics else "graph", ("a note",), 0.5)
@@ -107,7 +110,8 @@ def test_the_table_of_parameters_names_sites_ties_and_written_buffers() -> None:
     tables.show_parameters(console, report_of())
     text = console.file.getvalue()  # type: ignore[attr-defined]
     row = next(line for line in text.splitlines() if "3x4" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")] == ["w", "3x4", "covered", "mm", "head.w"]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["w", "3x4", "Linear", "m.py:7 and 1 more", "covered", "mm", "head.w"]
     assert "scalar" in text
     assert "buffer mean: written, from data" in text
     assert "buffer steps: written, from weights or constants" in text

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dpcheck.diagnostic import Report
+from dpcheck.diagnostic import ParameterFact, Report
 
 if TYPE_CHECKING:
     from dpcheck.fixer import FixResult
@@ -19,14 +20,31 @@ if TYPE_CHECKING:
 
 def show_parameters(console: Console, report: Report) -> None:
     """Print a table of parameters, and the buffers that are written."""
-    table = Table("parameter", "shape", "gradient", "summed over samples by", "also called")
+    table = Table("parameter", "shape", "held by", "read by", "gradient", "summed over samples by", "also called")
     for p in report.parameters:
         sites = ", ".join(sorted({_op(site) for site in p.sites}))
-        table.add_row(escape(p.name), "x".join(map(str, p.shape)) or "scalar", p.status, sites, ", ".join(p.tied))
+        shape = "x".join(map(str, p.shape)) or "scalar"
+        table.add_row(*map(escape, (p.name, shape, p.owner, _uses(p), _gradient(p), sites, ", ".join(p.tied))))
     console.print(table)
     for b in report.buffers:
         if b.kind in ("derived", "data"):
             console.print(f"buffer {b.name}: written, from {'data' if b.kind == 'data' else 'weights or constants'}")
+
+
+def _uses(p: ParameterFact) -> str:
+    """The first line that reads a parameter, and how many ops more."""
+    if p.uses is None:
+        return "?"
+    if not p.uses:
+        return "nothing"
+    first = p.uses[0]
+    more = f" and {len(p.uses) - 1} more" if len(p.uses) > 1 else ""
+    return f"{os.path.basename(first.file)}:{first.line}{more}"
+
+
+def _gradient(p: ParameterFact) -> str:
+    unused = p.status == "no-gradient" and p.uses == ()
+    return ("unused" if unused else p.status) + (", written by the forward" if p.written else "")
 
 
 def show_changes(console: Console, result: FixResult, done: str = "fixed") -> None:

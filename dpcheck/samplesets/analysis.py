@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import fx
 
 from dpcheck.capture import Capture
-from dpcheck.diagnostic import BufferFact, ParameterFact, Status
+from dpcheck.diagnostic import BufferFact
 from dpcheck.facts import Event, EventKind
 from dpcheck.samplesets.interpreter import Step, interpret
 from dpcheck.samplesets.lattice import Samples, reduced
@@ -62,7 +62,7 @@ def analyse(capture: Capture) -> Analysis:
         _buffers(capture, steps),
         tuple((n, _origin(a)) for n, a in capture.parameters_after.items() if a is not capture.parameters[n]),
         {
-            name: _sites(node, steps)
+            name: _sites(node, steps, order)
             for name, node in capture.gradients.items()
             if node is not None and f"gradient:{name}" not in falsified
         },
@@ -172,7 +172,7 @@ def _buffers(capture: Capture, steps: dict[fx.Node, Step]) -> tuple[BufferFact, 
     return tuple(facts)
 
 
-def _sites(gradient: fx.Node, steps: dict[fx.Node, Step]) -> tuple[fx.Node, ...]:
+def _sites(gradient: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, int]) -> tuple[fx.Node, ...]:
     """The nodes upstream of a gradient whose output is a sum over samples and whose inputs are not."""
     found, seen, stack = [], {gradient}, [gradient]
     while stack:
@@ -184,32 +184,9 @@ def _sites(gradient: fx.Node, steps: dict[fx.Node, Step]) -> tuple[fx.Node, ...]
             if source not in seen:
                 seen.add(source)
                 stack.append(source)
-    order = {node: i for i, node in enumerate(gradient.graph.nodes)}
     return tuple(sorted(found, key=order.__getitem__))
 
 
 def _sums(step: Step) -> bool:
     values = step.value if isinstance(step.value, list | tuple) else [step.value]
     return any(isinstance(v, Samples) and v.mixed() for v in values)
-
-
-def parameter_facts(model: nn.Module, analysis: Analysis | None) -> tuple[ParameterFact, ...]:
-    """One fact for every parameter; without an analysis the fallback computes the gradients."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    facts = []
-    for name, parameter in model.named_parameters():
-        sites: tuple[str, ...] = ()
-        status: Status = "fallback" if parameter.requires_grad else "frozen"
-        if parameter.requires_grad and analysis is not None:
-            status = "covered" if analysis.capture.gradients[name] is not None else "no-gradient"
-            sites = tuple(site_name(node) for node in analysis.sites.get(name, ()))
-        tied = tuple(names[id(parameter)][1:])
-        facts.append(ParameterFact(name, tuple(parameter.shape), parameter.requires_grad, status, sites, tied))
-    return tuple(facts)
-
-
-def site_name(node: fx.Node) -> str:
-    """The op of a site, through the selection of one of its outputs."""
-    return str(node.target) if not node.args or "getitem" not in str(node.target) else str(node.args[0].target)  # type: ignore[union-attr]
