@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # These write their running statistics though their schemas do not say so.
 _WRITES_IN_SECRET = frozenset({torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default})
 _PASS_THROUGH = frozenset({torch.ops.aten.detach.default, torch.ops.aten.alias.default})
+# The number of leading arguments that these demand contiguous, and that a kernel before them may lay out otherwise.
+_CONTIGUOUS = {torch.ops.aten.native_group_norm.default: 1, torch.ops.aten.native_group_norm_backward.default: 2}
 _VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
 
 
@@ -133,6 +135,11 @@ def _tidy(graph: fx.GraphModule) -> None:
             node.target = torch.ops.aten.reshape.default
         node.meta.setdefault("half", "forward")
         node.meta.setdefault("origin", None)
+        for argument in node.args[: _CONTIGUOUS.get(node.target, 0)]:
+            with graph.graph.inserting_before(node):
+                dense = graph.graph.call_function(torch.ops.aten.contiguous.default, (argument,))
+            dense.meta = {**node.meta, "val": argument.meta["val"]}
+            node.replace_input_with(argument, dense)
     # Inputs and outputs are flat, whether the graph was traced once or twice.
     graph.graph.set_codegen(fx.graph.CodeGen())
     output = next(node for node in graph.graph.nodes if node.op == "output")

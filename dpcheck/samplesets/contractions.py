@@ -25,17 +25,17 @@ def _product(op: Op, left: Samples, right: Samples, shape: Any) -> Samples:
     return result
 
 
-@transfer("mm", "bmm", "addmm", "baddbmm", "matmul", "dot", "mv", "vdot", "addmv", "addbmm", "addr", "outer")
+@transfer("mm", "bmm", "addmm", "baddbmm", "dot", "vdot", "addmv", "addbmm", "addr")
 def product(op: Op) -> Samples:
     bias, (left, right) = (op.args[0], op.args[1:3]) if op.packet.startswith(("add", "badd")) else (None, op.args[:2])
     if op.packet in ("dot", "vdot"):
         left, right = (moved(v, lambda t: t.unsqueeze(0)) for v in (left, right))
         right = moved(right, lambda t: t.transpose(0, 1))
         result = moved(_product(op, left, right, (1, 1)), lambda t: t.reshape(()))
-    elif op.packet in ("mv", "addmv"):
+    elif op.packet == "addmv":
         right = moved(right, lambda t: t.unsqueeze(-1))
         result = moved(_product(op, left, right, (left.shape[0], 1)), lambda t: t.reshape(-1))
-    elif op.packet in ("addr", "outer"):
+    elif op.packet == "addr":
         result = op.join(moved(left, lambda t: t.unsqueeze(1)), right)
     elif op.packet == "addbmm":
         inner = _product(op, left, right, (left.shape[0], left.shape[1], right.shape[2]))
@@ -47,7 +47,7 @@ def product(op: Op) -> Samples:
     return op.join(bias, result)
 
 
-@transfer("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "conv_depthwise3d")
+@transfer("convolution")
 def convolution(op: Op) -> Samples:
     value, weight, bias = op.args[:3]
     spatial = len(weight.shape) - 2
@@ -86,10 +86,9 @@ def _flat(value: Samples, rank: int) -> Samples | None:
 
 @transfer(
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_flash_attention_for_cpu_backward", "_scaled_dot_product_efficient_attention_backward",
     "_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_cudnn_attention_backward",
-    "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_fused_attention_overrideable_backward",
 )  # fmt: skip
 def attention(op: Op) -> Any:
     """[N, H, T, D] (or a mask that broadcasts): every element depends on its row of axis 0."""
@@ -118,8 +117,8 @@ def attention(op: Op) -> Any:
 
 
 @transfer(
-    "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "adaptive_max_pool2d", "adaptive_max_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d",
+    "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d",
     "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
     "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "grid_sampler_2d",
@@ -158,6 +157,7 @@ def image(op: Op) -> Any:
         grown = result.mixed() and not any(v.mixed() for v in op.values())
         return result.with_(inexact=result.inexact or grown)
 
+    return op.each(make)
 
 
 @transfer("im2col", "col2im")
@@ -169,4 +169,3 @@ def folds(op: Op) -> Samples:
     view = (-1, *[1] * (len(op.out.shape) - 1)) if batched else [1] * len(op.out.shape)
     result = op.join(moved(rows, lambda t: t.reshape(view)))
     return result.with_(inexact=result.inexact or (result.mixed() and not value.mixed()))
-    return op.each(make)

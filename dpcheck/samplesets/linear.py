@@ -27,7 +27,7 @@ _FIRST = frozenset(
     }
 )  # fmt: skip
 # Linear in either factor, not in both.
-_BILINEAR = frozenset({"mul", "mm", "bmm", "mv", "dot", "outer", "matmul"})
+_BILINEAR = frozenset({"mul", "mm", "bmm", "dot"})
 # Linear in all arguments together: a constant that is not zero would belong to no sample.
 _JOINT = frozenset({"add", "sub", "rsub", "cat", "stack", "slice_scatter", "select_scatter", "addmm", "baddbmm"})
 

@@ -12,18 +12,18 @@ from dpcheck.samplesets.op import Op, broadcast, transfer
 
 aten = torch.ops.aten
 
-_ZEROS = ("zeros", "zeros_like", "new_zeros", "_efficientzerotensor")
+_ZEROS = ("zero", "zeros", "zeros_like", "new_zeros")
 
 
 @transfer(
     *_ZEROS, "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "empty", "empty_like", "new_empty",
     "empty_strided", "new_empty_strided", "empty_permuted", "arange", "linspace", "logspace", "eye", "scalar_tensor",
     "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "tril_indices", "triu_indices",
-    "hann_window", "bartlett_window", "hamming_window", "blackman_window", "sym_size", "complex_zeros",
+    "hann_window", "bartlett_window", "hamming_window", "blackman_window",
 )  # fmt: skip
 def create(op: Op) -> Samples:
     """Shapes and chance are no samples; the numbers that it is filled with may be."""
-    copies_shape = op.packet.endswith("_like") or op.packet.startswith("new_")
+    copies_shape = op.packet.endswith("_like") or op.packet.startswith("new_") or op.packet == "zero"
     fills = [v for v in op.values() if not (copies_shape and v is op.args[0])]
     if any(not v.empty() for v in fills):
         return op.join(*[reduced(v, None, keepdim=False) for v in fills])
@@ -40,14 +40,14 @@ def fill(op: Op) -> Samples:
 
 
 @transfer(
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze",
-    "slice", "select", "narrow", "flip", "roll", "split", "split_with_sizes", "unbind", "chunk", "repeat", "clone",
-    "contiguous", "alias", "detach", "diagonal", "unfold", "as_strided", "movedim", "rot90", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "lift_fresh_copy", "lift_fresh", "view_as", "expand_as", "flatten", "numpy_T",
+    "view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze",
+    "slice", "select", "flip", "roll", "split", "split_with_sizes", "unbind", "repeat", "clone", "contiguous",
+    "diagonal", "unfold", "as_strided", "rot90", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "lift_fresh_copy",
     "slice_backward", "select_backward", "diagonal_backward", "tril", "triu", "diag_embed",
-    "repeat_interleave", "unsafe_split", "split_copy", "unflatten", "swapaxes",
+    "repeat_interleave", "unsafe_split", "split_copy",
     "view_copy", "expand_copy", "permute_copy", "slice_copy", "select_copy", "squeeze_copy", "unsqueeze_copy",
-    "transpose_copy", "as_strided_copy", "diagonal_copy", "tensor_split", "t_copy", "unbind_copy",
+    "transpose_copy", "as_strided_copy", "diagonal_copy", "t_copy", "unbind_copy",
 )  # fmt: skip
 def move(op: Op) -> Any:
     """The same op on the abstract value; zeros that it fills in depend on nothing."""
@@ -57,7 +57,7 @@ def move(op: Op) -> Any:
         return unknown(op)
     kwargs = {k: v for k, v in op.kwargs.items() if k not in ("memory_format", "dtype", "device", "layout")}
     target = op.target
-    if op.packet in ("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "flatten", "view_as"):
+    if op.packet in ("view", "reshape", "_reshape_alias", "view_copy"):
         if op.target is aten.view.dtype:
             return op.join(spread(value, [-1], op.out.shape) if value.shape != op.out.shape else value)
         return _named(op, value, moved(value, lambda t: reshaped(t, op.out.shape)))
@@ -94,7 +94,7 @@ def as_complex(op: Op) -> Samples:
     return reduced(op.args[0], [-1], keepdim=False)
 
 
-@transfer("cat", "stack", "concat", "hstack", "vstack")
+@transfer("cat", "stack")
 def cat(op: Op) -> Samples:
     values = op.args[0]
     rest = op.args[1:]
@@ -103,14 +103,14 @@ def cat(op: Op) -> Samples:
     return Samples(compact(low), compact(high), op.batch, inexact=any(v.inexact for v in values))
 
 
-@transfer("constant_pad_nd", "pad")
+@transfer("constant_pad_nd")
 def pad(op: Op) -> Samples:
     fill = op.arg(2, "value", 0)
     result: Samples = moved(op.args[0], lambda t: aten.constant_pad_nd.default(t, op.args[1], 0))
     return result.with_(zero=op.args[0].zero and fill == 0)
 
 
-@transfer("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter", "copy", "index_copy_")
+@transfer("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter", "copy")
 def scatter_in(op: Op) -> Samples:
     base, source, rest = op.args[0], op.args[1], op.args[2:]
     if op.packet == "copy":
@@ -156,7 +156,7 @@ def _placed(op: Op, value: Samples, picks: list[Samples | None]) -> Samples:
     return moved(merged, lambda t: t.reshape(view).expand(op.out.shape))
 
 
-@transfer("index_select", "gather", "take_along_dim")
+@transfer("index_select", "gather")
 def gather(op: Op) -> Samples:
     value, dim, picks = op.args[:3]
     if known(picks):
@@ -225,7 +225,6 @@ def unfold_backward(op: Op) -> Samples:
     return result
 
 
-@transfer("masked_select", "nonzero", "unique", "_unique2", "unique_dim", "bincount", "histc", "tensordot_unknown")
 def unknown(op: Op) -> Any:
     """No rule: every output may depend on every input. Never a proof."""
 

@@ -9,7 +9,7 @@ from dpcheck.samplesets.moves import unknown
 from dpcheck.samplesets.op import Op, broadcast, transfer
 
 
-@transfer("native_layer_norm", "_fused_rms_norm", "rms_norm")
+@transfer("native_layer_norm", "_fused_rms_norm")
 def layer_norm(op: Op) -> Any:
     value, shape = op.args[0], op.args[1]
     axes = range(-len(shape), 0)
@@ -69,7 +69,7 @@ def group_norm_backward(op: Op) -> list[Samples | None]:
 
 _BATCH_NORM = (
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional", "cudnn_batch_norm",
-    "_native_batch_norm_legit_no_training", "miopen_batch_norm", "_batch_norm_with_update_functional",
+    "_native_batch_norm_legit_no_training", "_batch_norm_with_update_functional",
     "_batch_norm_no_update",
 )  # fmt: skip
 
@@ -132,7 +132,7 @@ def batch_norm_backward(op: Op) -> list[Samples | None]:
     return results
 
 
-@transfer("nll_loss_forward", "nll_loss2d_forward", "nll_loss_nd")
+@transfer("nll_loss_forward", "nll_loss2d_forward")
 def nll(op: Op) -> list[Samples]:
     value, target, reduction = op.args[0], op.args[1], op.args[3]
     weight = op.args[2]
@@ -168,7 +168,7 @@ def elementwise_loss(op: Op) -> Samples:
     return merged if tuple(merged.shape) == tuple(op.out.shape) else op.join(reduced(merged, None, keepdim=False))
 
 
-@transfer("_ctc_loss", "_ctc_loss_backward", "multi_margin_loss", "multilabel_margin_loss_forward")
+@transfer("multi_margin_loss", "multilabel_margin_loss_forward")
 def rows(op: Op) -> Any:
     """Left to the oracle: these fold the sample axis in ways of their own."""
     return unknown(op)

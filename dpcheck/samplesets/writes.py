@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpcheck.samplesets.lattice import Samples, compact, moved, spread
+from dpcheck.samplesets.lattice import Samples, compact, moved, reduced, spread
 from dpcheck.samplesets.moves import known, unknown
 from dpcheck.samplesets.op import Op, transfer
 
 aten = torch.ops.aten
 
 
-@transfer("index_put", "_unsafe_index_put", "index_put_")
+@transfer("index_put", "_unsafe_index_put")
 def index_put(op: Op) -> Samples:
     """Known indices are followed; an unknown one may write anywhere along its axis."""
     base, picks, source = op.args[0], list(op.args[1]), op.args[2]
@@ -124,12 +124,22 @@ def _hit(base: Samples, slots: Samples, places: Tensor) -> Samples:
     return Samples(fold(slots.low), fold(slots.high), slots.batch, inexact=slots.inexact)
 
 
+@transfer("index_fill")
+def index_fill(op: Op) -> Samples:
+    """One number written to places along an axis; what was there before is kept, which may claim too much."""
+    base, _, picks, number = op.args
+    fill = moved(number, lambda t: t.reshape(())) if isinstance(number, Samples) else None
+    where = None if known(picks) else reduced(picks, None, keepdim=False)
+    result = op.join(base, fill, where)
+    return result.with_(inexact=result.inexact or (result.mixed() and not base.mixed()))
+
+
 @transfer("masked_scatter")
 def masked_scatter(op: Op) -> Any:
     return unknown(op)
 
 
-@transfer("cross", "linalg_cross")
+@transfer("linalg_cross")
 def cross(op: Op) -> Samples:
     """Three elements of each argument along one axis."""
     axis = op.arg(2, "dim", -1)
