@@ -1,4 +1,4 @@
-"""The verdict of the analysis on a program, beside what the referee and the oracle say."""
+"""The verdict of ``dpcheck.check`` on a program, beside what the referee and the oracle say."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from referee import objections
 from dpcheck import oracle
 from dpcheck.capture import Capture, capture
 from dpcheck.facts import Event, OracleResult
+from dpcheck.passes import find_facts
 from dpcheck.samplesets import analyse
-from dpcheck.samplesets.batch_size import size_events
-from dpcheck.samplesets.placement import place_events
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is claimed about a program and what speaks against it."""
+    """What is claimed about a program and what speaks against it.
+
+    Attributes:
+        verdict: of the analysis alone, before the oracle refutes what is unproven.
+    """
 
     verdict: str
     events: tuple[Event, ...]
@@ -33,19 +36,34 @@ class Judgement:
     def unconfirmed(self) -> bool:
         return self.verdict == "mixing" and not self.oracle.mixing
 
+    @property
+    def falsified(self) -> str | None:
+        """Why the verdict or a claim on the way to it is wrong, if so."""
+        if self.objections:
+            return self.objections[0]
+        if self.oracle.failed and not self.oracle.mixing:
+            return f"the oracle failed: {self.oracle.failed}"
+        return f"passes, and the oracle differs by {self.oracle.worst:.1e}" if self.false_pass else None
+
 
 @dataclass
 class Tally:
     """Verdicts of many programs."""
 
     verdicts: dict[str, int] = field(default_factory=dict)
+    falsified: list[str] = field(default_factory=list)
     unconfirmed: list[str] = field(default_factory=list)
 
     def add(self, program: Program, judgement: Judgement) -> None:
         key = f"{judgement.verdict}, oracle {'mixing' if judgement.oracle.mixing else 'clean'}"
         self.verdicts[key] = self.verdicts.get(key, 0) + 1
+        if judgement.falsified:
+            self.falsified.append(f"{program}: {judgement.falsified}")
         if judgement.unconfirmed:
             self.unconfirmed.append(f"{program}: {[(e.kind, e.op) for e in judgement.events][:2]}")
+
+    def count(self, verdict: str) -> int:
+        return sum(n for key, n in self.verdicts.items() if key.startswith(verdict))
 
 
 def captured(model: Any, batch: Any) -> Capture:
@@ -55,13 +73,12 @@ def captured(model: Any, batch: Any) -> Capture:
 
 
 def judge(program: Program) -> Judgement:
-    model = build(program)
-    captures = [captured(model, batch_of(5, 1)), captured(model, batch_of(7, 1))]
-    small, large = (analyse(c) for c in captures)
-    events = [*small.events, *large.events, *size_events(*captures)]
-    if not events:
-        events = place_events(model, small, large)
-    kinds = {e.kind for e in events}
-    verdict = "independent" if not events else "unproven" if kinds == {"unproven"} else "mixing"
-    said = objections(small, model, batch_of(5, 9))
-    return Judgement(verdict, tuple(events), tuple(said), oracle.isolate(model, loss_of, batch_of(5, 1)))
+    model, batch = build(program), batch_of(5, 1)
+    facts = find_facts(model, loss_of, batch)
+    kinds = {e.kind for e in facts.events}
+    verdict = "independent" if not kinds else "unproven" if kinds <= {"unproven", "not-captured"} else "mixing"
+    said = objections(analyse(facts.capture), model, batch_of(5, 9)) if facts.capture else []
+    result = oracle.isolate(model, loss_of, batch, quick=True)
+    if not result.mixing:
+        result = oracle.isolate(model, loss_of, batch)
+    return Judgement(verdict, tuple(facts.events), tuple(said), result)

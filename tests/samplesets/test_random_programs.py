@@ -17,40 +17,37 @@ from programs import Program, programs
 
 from dpcheck import oracle
 
-_QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
-
 
 def _sweep(count: int, start: int) -> Tally:
     tally = Tally()
 
     @seed(start)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=_QUIET,
-              phases=[Phase.generate, Phase.shrink])  # fmt: skip
-    @given(programs())
-    def agree(program: Program) -> None:
-        judgement = judge(program)
-        assert not judgement.objections, f"{program}: {judgement.objections[0]}"
-        assert not judgement.oracle.failed, f"{program}: {judgement.oracle.failed}"
-        assert not judgement.false_pass, f"{program} passes, the oracle differs by {judgement.oracle.worst:.1e}"
-        tally.add(program, judgement)
+    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(programs)
+    def run(program: Program) -> None:
+        tally.add(program, judge(program))
 
-    agree()
+    run()
     print(tally.verdicts, *tally.unconfirmed, sep="\n")
     return tally
 
 
-def _few_unconfirmed(tally: Tally) -> None:
-    assert len(tally.unconfirmed) <= 0.06 * sum(tally.verdicts.values()), tally.unconfirmed
-    assert {v.split(",")[0] for v in tally.verdicts} == {"independent", "mixing", "unproven"}
-    assert sum(n for v, n in tally.verdicts.items() if v.startswith("unproven")) <= 0.2 * sum(tally.verdicts.values())
+def _check(tally: Tally) -> None:
+    total = sum(tally.verdicts.values())
+    assert not tally.falsified
+    assert len(tally.unconfirmed) <= 0.06 * total, tally.unconfirmed
+    assert tally.count("unproven") <= 0.2 * total
+    # Neither answer is given by default.
+    assert min(tally.count("independent"), tally.count("mixing")) >= 0.25 * total
 
 
 def test_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oracle, "SCALES", (1.0,))
-    _few_unconfirmed(_sweep(200, 0))
+    _check(_sweep(120, 0))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("shard", range(20))
 def test_many_programs(shard: int) -> None:
-    _few_unconfirmed(_sweep(500, 1 + shard))
+    _check(_sweep(500, 1 + shard))

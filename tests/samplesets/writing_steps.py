@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from steps import PLANAR, STEPS, Weights, planar, step
+from steps import Weights, line, planar, step
 from torch import Tensor
 
 
@@ -15,7 +13,7 @@ def table(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
     """A row of a table for each place along the axis: a position embedding."""
     n = z.shape[a]
     rows = w.table(torch.arange(n) % 8)[:, 0]
-    return z + rows.reshape([n if k == a else 1 for k in range(z.dim())])
+    return z + line(rows, n, a, z.dim())
 
 
 @step
@@ -58,9 +56,34 @@ def paired(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
 
 
 @step
+def gathered_known(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
+    n = z.shape[a]
+    return z.gather(a, line(torch.arange(n).flip(0), n, a, z.dim()).expand(z.shape))
+
+
+@step
+def gathered_by_sign(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
+    """Every element says which of the first two along the axis it takes."""
+    return z.gather(a, (z.detach() > 0).long())
+
+
+def _batch_first(z: Tensor, a: int, y: Tensor) -> Tensor:
+    return z if z.shape[0] == len(y) else z.movedim(a, 0)
+
+
+@step
+def shifted_mask(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
+    """Rows are overwritten by the label of their neighbour."""
+    q = _batch_first(z, a, y).clone()
+    if len(q) == len(y):
+        q[y.roll(1) > 2] = 0.5
+    return q if z.shape[0] == len(y) else q.movedim(0, a)
+
+
+@step
 def by_label(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
     """Selects with the labels, which fits where the batch is in front."""
-    q = z if z.shape[0] == y.shape[0] else z.movedim(a, 0)
+    q = _batch_first(z, a, y)
     if q.shape[0] != y.shape[0]:
         return z
     out = q * (y.view(-1, *[1] * (q.dim() - 1)) > 1) + q[torch.arange(len(y)), y % q.shape[1]].unsqueeze(1)
@@ -85,7 +108,7 @@ def scatter_set(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
 @step
 def scatter_known(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
     n = z.shape[a]
-    index = torch.arange(n).flip(0).reshape([n if k == a else 1 for k in range(z.dim())]).expand(z.shape)
+    index = line(torch.arange(n).flip(0), n, a, z.dim()).expand(z.shape)
     return z.scatter(a, index, z.tanh())
 
 
@@ -191,59 +214,4 @@ def reshaped(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
 def grid(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
     """A range whose ends are taken from the data."""
     q = z.detach().movedim(a, 0).flatten(1)
-    return z + torch.linspace(q[0].mean(), q[1].mean(), z.shape[a], dtype=z.dtype).reshape(
-        [-1 if k == a else 1 for k in range(z.dim())]
-    )
-
-
-class _Twisted(torch.autograd.Function):
-    """The identity, with a backward that takes the mean along an axis away."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, axis: int) -> Tensor:
-        ctx.axis = axis
-        return z.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad - 0.5 * grad.mean(ctx.axis, keepdim=True), None
-
-
-class _Signed(torch.autograd.Function):
-    """The identity, with a backward that is not linear in the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        return z.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return grad.tanh()
-
-
-@step
-def twisted(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
-    return _Twisted.apply(z, a)  # type: ignore[no-any-return, no-untyped-call]
-
-
-@step
-def signed(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
-    return _Signed.apply(z)  # type: ignore[no-any-return, no-untyped-call]
-
-
-@step
-def signed_weight(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
-    """The backward of a weight is not linear in the sum over samples."""
-    n = z.shape[a]
-    weight = _Signed.apply(w.vector[:n])  # type: ignore[no-untyped-call]
-    return z * weight.reshape([n if k == a else 1 for k in range(z.dim())])
-
-
-@step
-def mixed_then_dropped(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
-    """Samples may meet in values that are cut off again."""
-    both = torch.cat([z, z.mean(a, keepdim=True).expand_as(z)], -1)
-    return both[..., : z.shape[-1]]
-
-
-assert set(STEPS) >= PLANAR
+    return z + line(torch.linspace(q[0].mean(), q[1].mean(), z.shape[a], dtype=z.dtype), z.shape[a], a, z.dim())
