@@ -144,12 +144,18 @@ def _ascends(sort: fx.Node) -> bool:
 
 
 def _largest(node: Any) -> float:
-    """The integers of a node lie in [0, this): the indices that a ``topk`` found along an axis."""
-    while any(_exact(node, packet) for packet in ("reshape", "_to_copy", "clone")):
-        node = node.args[0]
-    topk = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
-    if topk is None or packet_of(topk.target) != "topk":
+    """The integers of a node lie in [0, this): places along an axis, as ``topk``, ``max`` or ``argmax`` find them."""
+    packet = packet_of(node.target) if node.op == "call_function" and value_of(node) is not None else ""
+    if packet == "cat":
+        return max(_largest(part) for part in node.args[0])
+    if packet in ("reshape", "unsqueeze", "squeeze", "clone") or _exact(node, "_to_copy"):
+        return _largest(node.args[0])
+    finder = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else node
+    found_by = packet_of(finder.target)
+    at = {"topk": 2, "max": 1, "min": 1, "argmax": 1, "argmin": 1}.get(found_by)
+    if at is None or (finder is node) != found_by.startswith("arg"):
         return float("inf")
-    val = value_of(topk.args[0])
-    dim = topk.args[2] if len(topk.args) > 2 else topk.kwargs.get("dim", -1)
-    return float("inf") if val is None else val.shape[dim]
+    val = value_of(finder.args[0])
+    usual = -1 if found_by == "topk" else None
+    dim: Any = finder.args[at] if len(finder.args) > at else finder.kwargs.get("dim", usual)
+    return float("inf") if val is None or not isinstance(dim, int) else val.shape[dim]
