@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dpcheck.engine.accounting.bounds import Bounds, Phase, Unit
 from dpcheck.engine.accounting.gaussian import gaussian_delta, gaussian_epsilon
-from dpcheck.engine.accounting.pairs import UNIT, Direction, Mixture, Pair
+from dpcheck.engine.accounting.pairs import UNIT, Direction, Loss, Mixture, Pair, without_replacement
 from dpcheck.engine.accounting.pld import Composition, Step, delta_between, epsilon_between, probe
 from dpcheck.engine.accounting.rdp import rdp_upper
 
@@ -19,20 +20,32 @@ _MOST_PHASES = 200
 
 def compositions(phases: Sequence[Phase], unit: Unit) -> tuple[Composition, ...]:
     """The dominating compositions, one for each direction; the first usually costs more."""
-    counts: dict[tuple[float, float], int] = {}
+    counts: dict[Phase, int] = {}
     for phase in phases:
-        key = phase.noise_multiplier, phase.sample_rate
+        key = replace(phase, steps=0)
         counts[key] = counts.get(key, 0) + phase.steps
     distance = unit.records * (2 if unit.adjacency == "replace-one" else 1)
-    gaussian = math.fsum(count * (distance / sigma) ** 2 for (sigma, rate), count in counts.items() if rate == 1)
-    mixtures = [
-        (Mixture.binomial(sigma, rate, unit.records), count) for (sigma, rate), count in counts.items() if rate < 1
-    ]
+    gaussian = math.fsum(
+        n * (distance / key.noise_multiplier) ** 2 for key, n in counts.items() if key.sample_rate == 1
+    )
+    sampled = [(key, count) for key, count in counts.items() if key.sample_rate < 1]
     directions: tuple[Direction, ...] = ("replace",) if unit.adjacency == "replace-one" else ("remove", "add")
     return tuple(
-        Composition(tuple(Step(Pair(mixture, direction), count) for mixture, count in mixtures), gaussian)
+        Composition(tuple(Step(_loss(key, direction, unit), count) for key, count in sampled), gaussian)
         for direction in directions
     )
+
+
+def _loss(phase: Phase, direction: Direction, unit: Unit) -> Loss:
+    if phase.sampling == "poisson":
+        return Loss((Pair(Mixture.binomial(phase.noise_multiplier, phase.sample_rate, unit.records), direction),))
+    if unit != Unit("replace-one"):
+        raise DpcheckError(
+            f"samples of fixed size have no bound for adjacency={unit.adjacency!r}, records={unit.records}",
+            where="adjacency",
+            next='pass adjacency="replace-one", or sample by Poisson',
+        )
+    return without_replacement(phase.noise_multiplier, phase.sample_rate)
 
 
 def epsilon_bounds(phases: Sequence[Phase], delta: float, unit: Unit, quick: bool = False) -> Bounds:

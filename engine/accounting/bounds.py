@@ -31,11 +31,18 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Phase:
-    """``steps`` steps of the Poisson-subsampled Gaussian mechanism with the same noise and rate."""
+    """``steps`` steps of the subsampled Gaussian mechanism with the same noise and rate.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise on the sum, relative to the clipping norm.
+        sample_rate: probability of a record to be drawn; of samples of fixed size, their share of all records.
+        sampling: "poisson": each record on its own; or "fixed-size": a uniform subset of the records.
+    """
 
     noise_multiplier: float
     sample_rate: float
     steps: int
+    sampling: str = "poisson"
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,11 @@ def check_phase(phase: Phase) -> Phase:
     steps: Any = phase.steps
     if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 0:
         raise DpcheckError(f"steps={steps!r} is not a whole number, zero or more", where="steps")
-    return Phase(sigma, rate, int(steps))
+    if phase.sampling not in ("poisson", "fixed-size"):
+        raise DpcheckError(
+            f"sampling={phase.sampling!r} is not known", where="sampling", next='pass "poisson" or "fixed-size"'
+        )
+    return Phase(sigma, rate, int(steps), phase.sampling)
 
 
 def check_delta(delta: Any) -> float:

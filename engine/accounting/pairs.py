@@ -12,6 +12,8 @@ and the smallest when it points the other way; it grows with |v|. So A(R) - e^ep
     remove:  P = sum_j a_j N(j, s^2)  against  Q = N(0, s^2),     add: the same two exchanged,
     replace: P = sum_j a_j N(j, s^2)  against  Q = sum_j a_j N(-j, s^2).
 
+A sample of fixed size, of which a record is part with probability q, is treated by :func:`without_replacement`.
+
 A composition is dominated by the composition of the pairs of one direction (Zhu, Dong and Wang 2022, theorem 10), and
 the two directions are composed separately (Lebeda et al. 2024, arXiv 2405.20769).
 """
@@ -24,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import erf, ndtr, ndtri
 
 Vector = NDArray[np.float64]
 Direction = Literal["remove", "add", "replace"]
@@ -99,10 +101,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Pair:
-    """One direction. The privacy loss is ``L = log P/Q``, distributed as under P."""
+    """One direction. The privacy loss is ``L = log P/Q``, distributed as under P, of the outcomes ``above``, or all."""
 
     mixture: Mixture
     direction: Direction
+    above: float = -math.inf
 
     def loss(self, x: Vector) -> Vector:
         """L(x)."""
@@ -130,12 +133,13 @@ class Pair:
     def window(self, mass: float) -> tuple[float, float]:
         """An interval outside of which P has at most about ``mass``."""
         left = self.mixture.sigma * float(ndtri(mass / 2))
-        return left, -left if self.direction == "add" else self.mixture.upper_cut(mass / 2)
+        right = -left if self.direction == "add" else self.mixture.upper_cut(mass / 2)
+        return max(left, self.above), right
 
     def outside(self, left: float, right: float) -> float:
         """Mass of P outside of [left, right], rounded up."""
         # Every component of the mixture is to the right of N(0, s^2).
-        below = float(ndtr(left / self.mixture.sigma)) * (1 + 1e-12)
+        below = float(ndtr(left / self.mixture.sigma)) * (1 + 1e-12) if left > self.above else 0.0
         if self.direction == "add":
             return below + float(ndtr(-right / self.mixture.sigma)) * (1 + 1e-12)
         return below + self.mixture.upper_tail(right)
@@ -165,6 +169,29 @@ class Pair:
             shift, most = mixture.shift(right) + mixture.shift(-left), 2 * sector
         turn = np.minimum(most, shift * angle / np.exp(log_cosine))
         return np.where(narrow, base + real + s * turn, np.inf)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A privacy loss: its distribution on pieces, and the mass for which it is zero."""
+
+    pieces: tuple[Pair, ...]
+    zero: float = 0.0
+
+
+def without_replacement(sigma: float, rate: float) -> Loss:
+    """Of a uniform sample of fixed size, a record replaced by another; the rate is the sample's share of the records.
+
+    The sample with the record can be had from one without it by exchanging a record s: given the rest of the sample,
+    the outputs are q N(x) + (1 - q) N(s) and q N(x') + (1 - q) N(s), each two of x, x', s at most 2 apart. By advanced
+    joint convexity (Balle, Barthe and Gaboardi 2018, theorem 2) for eps >= 0 their divergence is at most that of
+    (1 - q) N(0) + q N(2) from N(0); for eps < 0 the same with the two exchanged (Zhu, Dong and Wang 2022, proposition
+    30). So the loss is positive as that of removing and negative as that of adding, with noise of half the size.
+    """
+    mixture = Mixture.binomial(sigma / 2, rate, 1)
+    # U is zero at 1/2. What is left is (1 - q) (Phi(h) - Phi(-h)), h = 1 / 2s.
+    zero = (1 - rate) * float(erf(1 / (2 * mixture.sigma) / math.sqrt(2)))
+    return Loss((Pair(mixture, "remove", 0.5), Pair(mixture, "add", 0.5)), zero)
 
 
 def _log_normal(x: Vector, sigma: float) -> Vector:

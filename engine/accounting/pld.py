@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from dpcheck.engine.accounting.inversion import Inversion, Kernel, Tilt, compose, invert
-from dpcheck.engine.accounting.pairs import Pair, Vector
-from dpcheck.engine.accounting.quadrature import Panels, panels_of, transform_of
+from dpcheck.engine.accounting.pairs import Loss, Vector
+from dpcheck.engine.accounting.quadrature import Grid, Panels, panels_of, transform_of
 from scipy.optimize import brentq
 
 _OUTSIDE = 3e-4
@@ -24,6 +24,8 @@ _ATTEMPTS = ((1e4, 0.003), (4e4, 0.01), (1.6e5, math.inf))
 # Of the smoothing's width to sqrt(epsilon / (1 + t)), by which it moves a bound 2e-4 of epsilon or less.
 _WIDTH = 0.04
 _FINEST = 1e-9
+# A relative error of a transform beyond which nothing is tried.
+_HOPELESS = 0.1
 # Of delta: smaller ones are not told apart.
 _LEAST = 1e-100
 # The real axis where Chernoff bounds are taken, relative to t.
@@ -32,9 +34,9 @@ _RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0)
 
 @dataclass(frozen=True)
 class Step:
-    """A pair, composed ``count`` times with itself."""
+    """A loss, composed ``count`` times with itself."""
 
-    pair: Pair
+    loss: Loss
     count: int
 
 
@@ -171,6 +173,8 @@ def epsilon_between(composition: Composition, delta: float, quick: bool = False)
     lower, upper, near = 0.0, math.inf, None
     for radians, enough in _ATTEMPTS[:1] if quick else _ATTEMPTS:
         here = curve(composition, delta, radians, near)
+        if here.smooth.line.error > _HOPELESS:
+            break
         lower, upper = max(lower, here.epsilon_lower(delta)), min(upper, here.epsilon_upper(delta))
         if upper - lower <= enough * max(upper, 0.5) or not math.isfinite(upper):
             break
@@ -209,9 +213,12 @@ def curve(composition: Composition, delta: float, radians: float, near: float | 
         near: the epsilon; if None, an estimate of that which belongs to ``delta``.
     """
     steps = composition.steps
-    windows = [step.pair.window(_OUTSIDE * delta / (len(steps) * step.count)) for step in steps]
-    outside = sum(
-        step.count * step.pair.outside(*window) * (1 + 1e-12) for step, window in zip(steps, windows, strict=True)
+    share = _OUTSIDE * delta / sum(len(step.loss.pieces) for step in steps)
+    windows = [[piece.window(share / step.count) for piece in step.loss.pieces] for step in steps]
+    outside = (1 + 1e-12) * sum(
+        step.count * piece.outside(*window)
+        for step, of_step in zip(steps, windows, strict=True)
+        for piece, window in zip(step.loss.pieces, of_step, strict=True)
     )
     rough = _rough(composition, windows)
     t = rough.saddle(lambda t: rough.log_delta(t) - math.log(delta) if near is None else near - rough.cumulant(t)[1])
@@ -219,34 +226,37 @@ def curve(composition: Composition, delta: float, radians: float, near: float | 
     scale = 12 * math.sqrt(rough.cumulant(t)[2]) + 15 / t + rough.spread(t)
     kernel = Kernel(max(_WIDTH * math.sqrt(abs(epsilon) / (1 + t)), 18 * scale / radians, _FINEST))
     t = min(t, 200 / kernel.width)
-    panels = [
-        panels_of(step.pair, window, t, kernel.cut(t), log + math.log(1e-9 / (step.count * len(steps))))
-        for step, window, log in zip(steps, windows, rough.logs(t), strict=True)
-    ]
-    tilts = [_tilt(composition, panels, t * ratio, kernel) for ratio in _RATIOS]
+    grids = []
+    for step, of_step, log_scale in zip(steps, windows, rough.logs(t), strict=True):
+        tolerance = log_scale + math.log(1e-9 / (step.count * len(steps) * len(of_step)))
+        pieces = zip(step.loss.pieces, of_step, strict=True)
+        panels = tuple(panels_of(piece, window, t, kernel.cut(t), tolerance) for piece, window in pieces)
+        grids.append(Grid(panels, step.loss.zero))
+    tilts = [_tilt(composition, grids, t * ratio, kernel) for ratio in _RATIOS]
     period = _period(tilts, t, epsilon, math.log(1e-5 * delta))
-    parts = [(transform_of(p, t, kernel.cut(t)), step.count) for p, step in zip(panels, steps, strict=True)]
+    parts = [(transform_of(grid, t, kernel.cut(t)), step.count) for grid, step in zip(grids, steps, strict=True)]
     line = compose(parts, composition.gaussian, t, kernel.cut(t), period)
     return Curve(epsilon, kernel.width, invert(line, kernel, tilts), invert(line, Kernel(2 * kernel.width)), outside)
 
 
-def _rough(composition: Composition, windows: Sequence[tuple[float, float]]) -> _Rough:
-    losses, log_weights = [], []
-    for step, window in zip(composition.steps, windows, strict=True):
-        edges = np.linspace(*window, 49)
-        panels = Panels(step.pair, (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2)
-        x, weights = panels.points()
-        losses.append(step.pair.loss(x))
-        log_weights.append(np.log(weights) + step.pair.log_density(x))
-    return _Rough(
-        tuple(losses), tuple(log_weights), tuple(step.count for step in composition.steps), composition.gaussian
-    )
+def _rough(composition: Composition, windows: Sequence[Sequence[tuple[float, float]]]) -> _Rough:
+    grids = []
+    for step, of_step in zip(composition.steps, windows, strict=True):
+        panels = []
+        for piece, window in zip(step.loss.pieces, of_step, strict=True):
+            edges = np.linspace(*window, 49)
+            panels.append(Panels(piece, (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2))
+        grids.append(Grid(tuple(panels), step.loss.zero).nodes())
+    losses, log_weights = zip(*grids, strict=True)
+    return _Rough(losses, log_weights, tuple(step.count for step in composition.steps), composition.gaussian)
 
 
-def _tilt(composition: Composition, panels: Sequence[Panels], r: float, kernel: Kernel) -> Tilt:
+def _tilt(composition: Composition, grids: Sequence[Grid], r: float, kernel: Kernel) -> Tilt:
     log_transform = composition.gaussian * r * (r + 1) / 2
     if r > 0:
-        log_transform += sum(step.count * p.log_upper(r) for step, p in zip(composition.steps, panels, strict=True))
+        log_transform += sum(
+            step.count * grid.log_upper(r) for step, grid in zip(composition.steps, grids, strict=True)
+        )
     return Tilt.at(r, log_transform if r > 0 else 0.0, kernel)
 
 

@@ -23,6 +23,8 @@ _ELLIPSES = np.array([1.2, 1.4, 1.7, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0])[:, Non
 _LOG_CONSTANT = np.log(64 / 15) - 2 * _POINTS * np.log(_ELLIPSES) - np.log1p(-(_ELLIPSES**-2.0))
 _FIRST_PANELS = 12
 _MOST_PANELS = 4000
+# Weight of nodes left out.
+_DROPPED = 1e-17
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,53 @@ class Panels:
         x = (self.centres[:, None] + self.halves[:, None] * _NODES).ravel()
         return x, (self.halves[:, None] * _WEIGHTS).ravel()
 
+    def nodes(self) -> tuple[Vector, Vector]:
+        """Losses and the log of their weights."""
+        x, weights = self.points()
+        return self.pair.loss(x), np.log(weights) + self.pair.log_density(x)
+
+    def rounding(self, t: float, s: float, log_scale: float) -> Vector:
+        """A bound of each node's relative error through rounding, at ``z = t + is``.
+
+        Of the exponents, of the loss, and of the place of the node (as if the integrand were taken beside it).
+        """
+        x, weights = self.points()
+        losses, log_density = np.abs(self.pair.loss(x)), np.abs(self.pair.log_density(x))
+        modulus = math.hypot(t + 1, s)
+        terms = np.abs(np.log(weights)) + log_density + (t + s) * losses + abs(log_scale)
+        place = (
+            (np.abs(x) + self.halves.max()) * (np.abs(x) + modulus * self.pair.slope(x)) / self.pair.mixture.sigma**2
+        )
+        return np.asarray(UNIT * (16 + 4 * terms + 4 * place) + modulus * self.pair.rounding(x))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a loss is integrated."""
+
+    pieces: tuple[Panels, ...]
+    zero: float
+
+    def nodes(self) -> tuple[Vector, Vector]:
+        """Losses and the log of their weights, and last a loss of zero if that has a mass."""
+        losses, log_weights = zip(*(piece.nodes() for piece in self.pieces), strict=True)
+        zero = [0.0] if self.zero else []
+        return np.concatenate([*losses, zero]), np.concatenate([*log_weights, np.log([self.zero]) if zero else []])
+
+    def rounding(self, t: float, s: float, log_scale: float) -> Vector:
+        """As of :meth:`Panels.rounding`."""
+        zero = [UNIT * (16 + 4 * abs(math.log(self.zero)) + 4 * abs(log_scale))] if self.zero else []
+        return np.concatenate([*(piece.rounding(t, s, log_scale) for piece in self.pieces), zero])
+
+    def log_error(self, t: float, s: float) -> Vector:
+        """The log of bounds of the errors."""
+        return np.concatenate([piece.log_error(t, s) for piece in self.pieces])
+
     def log_upper(self, t: float) -> float:
         """At least ``log M(t)`` of the window, for a real t >= 0."""
-        x, weights = self.points()
-        exponents = np.log(weights) + self.pair.log_density(x) + t * self.pair.loss(x)
-        rounding = 1024 * UNIT * (len(x) + float(np.abs(exponents).max()))
+        losses, log_weights = self.nodes()
+        exponents = log_weights + t * losses
+        rounding = 1024 * UNIT * (len(exponents) + float(np.abs(exponents).max()))
         return float(logsumexp(np.concatenate([exponents, self.log_error(t, 0.0)]))) + rounding
 
 
@@ -89,27 +133,16 @@ def panels_of(pair: Pair, window: tuple[float, float], t: float, s: float, log_t
     return panels
 
 
-def transform_of(panels: Panels, t: float, s: float) -> Transform:
+def transform_of(grid: Grid, t: float, s: float) -> Transform:
     """The transform on ``t + is'``, ``0 <= s' <= s``."""
-    pair = panels.pair
-    x, weights = panels.points()
-    losses, log_density = pair.loss(x), pair.log_density(x)
-    log_weights = np.log(weights)
-    exponents = log_weights + log_density + t * losses
+    losses, exponents = grid.nodes()
+    exponents = exponents + t * losses
     log_scale = float(logsumexp(exponents))
     weights = np.exp(exponents - log_scale)
     order = np.argsort(weights)
     dropped = np.cumsum(weights[order])
-    keep = np.sort(order[np.searchsorted(dropped, 1e-17) :])
-    quadrature = math.exp(min(0.0, float(logsumexp(panels.log_error(t, s))) - log_scale))
-
-    modulus = math.hypot(t + 1, s)
-    sigma2 = pair.mixture.sigma**2
-    # Of the exponents, of the loss, and of the place of the node (as if the integrand were taken beside it).
-    terms = np.abs(log_weights) + np.abs(log_density) + np.abs(t * losses) + abs(log_scale) + s * np.abs(losses)
-    rounding = UNIT * (16 + 4 * terms)
-    rounding += modulus * pair.rounding(x)
-    rounding += 4 * UNIT * (np.abs(x) + panels.halves.max()) * (np.abs(x) + modulus * pair.slope(x)) / sigma2
-    summed = 4 * UNIT * len(x)
-    error = quadrature + 1e-17 + float(weights @ rounding) + summed
+    keep = np.sort(order[np.searchsorted(dropped, _DROPPED) :])
+    quadrature = math.exp(min(0.0, float(logsumexp(grid.log_error(t, s))) - log_scale))
+    summed = 4 * UNIT * len(weights)
+    error = quadrature + _DROPPED + float(weights @ grid.rounding(t, s, log_scale)) + summed
     return Transform(losses[keep], weights[keep], log_scale, error)

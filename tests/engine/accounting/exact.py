@@ -87,3 +87,28 @@ def delta_of_steps(sigma: float, rate: float, direction: str, steps: int, epsilo
     if steps == 2:
         return float(mass @ one(epsilon - loss))
     return float(sum(m * (mass @ one(epsilon - first - loss)) for m, first in zip(mass, loss, strict=True)))
+
+
+def delta_of_fixed_size(sigma: float, rate: float, steps: int, epsilon: float) -> float:
+    """delta of one or two steps with samples of fixed size.
+
+    With noise of half the size, the curve of removing for positive losses, that of adding for negative ones, and what
+    is left of the mass at zero.
+    """
+    half = sigma / 2
+    remove, add = subsampled_delta(half, rate, "remove"), subsampled_delta(half, rate, "add")
+
+    def one(e: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(e >= 0, remove(e), add(e))
+
+    if steps == 1:
+        return float(one(np.array([epsilon]))[0])
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    edges = np.linspace(0.5, 11 * half + 1, 61)
+    width = np.diff(edges)[:, None] / 2
+    x = ((edges[1:] + edges[:-1])[:, None] / 2 + width * nodes).ravel()
+    normal = (width * weights).ravel() * np.exp(-(x**2) / (2 * half**2)) / (half * np.sqrt(2 * np.pi))
+    ratio = 1 - rate + rate * np.exp((2 * x - 1) / (2 * half**2))
+    loss, mass = np.log(ratio), normal * ratio
+    zero = 1 - mass.sum() - normal.sum()
+    return float(mass @ one(epsilon - loss) + normal @ one(epsilon + loss) + zero * one(np.array([epsilon]))[0])

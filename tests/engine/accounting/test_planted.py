@@ -15,7 +15,7 @@ from dpcheck.engine.accounting import accountant, pld, quadrature
 from dpcheck.engine.accounting.accountant import epsilon_bounds
 from dpcheck.engine.accounting.bounds import Phase, Unit
 from dpcheck.engine.accounting.inversion import Kernel, Tilt
-from dpcheck.engine.accounting.pairs import Direction, Mixture, Pair
+from dpcheck.engine.accounting.pairs import Direction, Loss, Mixture, Pair
 from dpcheck.engine.accounting.pld import Composition, Curve, Step, curve
 from dpcheck.engine.accounting.quadrature import Panels
 from exact import delta_of_steps
@@ -35,7 +35,7 @@ def violations(radians: float = 1e4) -> list[tuple[str, float]]:
     """Bounds of delta on the wrong side of the exact value, and by how much, relatively."""
     wrong = []
     for sigma, rate, direction, steps, at in SETTINGS:
-        composition = Composition((Step(Pair(Mixture.binomial(sigma, rate, 1), direction), steps),), 0.0)
+        composition = Composition((Step(Loss((Pair(Mixture.binomial(sigma, rate, 1), direction),)), steps),), 0.0)
         truth = exact_delta(sigma, rate, direction, steps, at)
         here = curve(composition, truth, radians, at)
         lower, upper = here.delta_lower(at), here.delta_upper(at)

@@ -8,12 +8,14 @@ import mpmath
 import numpy as np
 import pytest
 from dpcheck.engine.accounting import Phase, delta_of, epsilon, epsilon_of, rdp_epsilon
-from dpcheck.engine.accounting.pairs import Direction, Mixture, Pair
+from dpcheck.engine.accounting.pairs import Direction, Loss, Mixture, Pair
 from dpcheck.engine.accounting.pld import Composition, Step, curve, delta_between, epsilon_between
-from dpcheck.engine.accounting.quadrature import panels_of, transform_of
-from exact import Exact, delta_of_steps
+from dpcheck.engine.accounting.quadrature import Grid, panels_of, transform_of
+from exact import Exact, delta_of_fixed_size, delta_of_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dpcheck.errors import DpcheckError
 
 # Certified by another implementation: (q, sigma, steps, delta) and the interval of epsilon.
 CERTIFIED = {
@@ -39,7 +41,7 @@ def test_agrees_with_certified_intervals(setting: tuple[float, float, int, float
 
 
 def _composition(sigma: float, rate: float, direction: Direction, steps: int, records: int = 1) -> Composition:
-    return Composition((Step(Pair(Mixture.binomial(sigma, rate, records), direction), steps),), 0.0)
+    return Composition((Step(Loss((Pair(Mixture.binomial(sigma, rate, records), direction),)), steps),), 0.0)
 
 
 ONE_STEP: list[tuple[float, float, int, Direction, float]] = [
@@ -89,9 +91,17 @@ def test_two_and_three_steps_against_nested_integrals(
     assert exact * (1 - 1e-9) <= upper <= 1.01 * exact
 
 
-@pytest.mark.parametrize("z", [3.0, 3 + 60j])
-@pytest.mark.parametrize("direction", ["remove", "add", "replace"])
-@pytest.mark.parametrize(("sigma", "rate", "records"), [(1.0, 0.01, 1), (0.4, 0.3, 1), (3.0, 0.2, 3)])
+@pytest.mark.parametrize(
+    ("z", "direction", "sigma", "rate", "records"),
+    [
+        (3.0, "remove", 1.0, 0.01, 1),
+        (3 + 60j, "remove", 0.4, 0.3, 1),
+        (3 + 60j, "add", 1.0, 0.01, 1),
+        (3 + 20j, "add", 3.0, 0.2, 3),
+        (3 + 60j, "replace", 3.0, 0.2, 3),
+        (0.5 + 20j, "replace", 0.4, 0.3, 1),
+    ],
+)
 def test_transforms_are_within_their_error(
     z: complex, direction: Direction, sigma: float, rate: float, records: int
 ) -> None:
@@ -99,11 +109,11 @@ def test_transforms_are_within_their_error(
     pair = Pair(Mixture.binomial(sigma, rate, records), direction)
     left, right = pair.window(1e-9)
     panels = panels_of(pair, (left, right), z.real, 60.0, math.log(1e-12))
-    transform = transform_of(panels, z.real, 60.0)
+    transform = transform_of(Grid((panels,), 0.0), z.real, 60.0)
     ours = complex(transform.weights @ np.exp(1j * z.imag * transform.losses))
     step = Exact(sigma, rate, direction, records)
-    with mpmath.workdps(25):
-        pieces = mpmath.linspace(mpmath.mpf(left), mpmath.mpf(right), 25)
+    with mpmath.workdps(20):
+        pieces = mpmath.linspace(mpmath.mpf(left), mpmath.mpf(right), 13)
         exact = mpmath.quad(lambda x: step.density(x) * mpmath.exp(mpmath.mpc(z) * step.loss(x)), pieces, maxdegree=6)
         off = abs(complex(exact / mpmath.exp(transform.log_scale)) - ours)
     assert off <= transform.error <= 1e-9
@@ -233,3 +243,24 @@ def test_curves_keep_their_bounds_far_from_where_they_were_made() -> None:
         low, high = delta_between(composition, at)
         assert near.delta_lower(at) <= high
         assert near.delta_upper(at) >= low
+
+
+@pytest.mark.parametrize(
+    ("sigma", "rate", "steps", "at"), [(1.0, 0.01, 1, 0.5), (1.0, 0.1, 2, 1.5), (4.0, 0.3, 2, 0.3), (0.7, 0.5, 2, 6.0)]
+)
+def test_samples_of_fixed_size_against_their_curve(sigma: float, rate: float, steps: int, at: float) -> None:
+    exact = delta_of_fixed_size(sigma, rate, steps, at)
+    bounds = delta_of([Phase(sigma, rate, steps, "fixed-size")], at, adjacency="replace-one")
+    assert 0.9 * exact <= bounds.lower <= exact * (1 + 1e-9)
+    assert exact * (1 - 1e-9) <= bounds.upper <= 1.02 * exact
+
+
+def test_samples_of_fixed_size_cost_more_than_poisson_and_need_their_adjacency() -> None:
+    fixed, poisson = Phase(1.1, 0.01, 1000, "fixed-size"), Phase(1.1, 0.01, 1000)
+    bounds = epsilon_of([fixed], 1e-6, adjacency="replace-one")
+    assert bounds.upper > epsilon_of([poisson], 1e-6, adjacency="replace-one").upper
+    assert bounds.upper - bounds.lower < 0.01 * bounds.upper
+    both = epsilon_of([fixed, poisson], 1e-6, adjacency="replace-one")
+    assert both.upper > bounds.upper
+    with pytest.raises(DpcheckError, match="fixed size have no bound for adjacency='add-remove'"):
+        epsilon_of([fixed], 1e-6)
