@@ -69,15 +69,15 @@ def engine_step(model: nn.Module, loss_fn: Any, batch: Any, sigma: float) -> Ste
 
 
 def without_noise(model: nn.Module, loss_fn: Any, batch: Any, sigma: float) -> Step:
-    """The clipped sum and the optimizer."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    """The clipped sum and the optimizer. p.grad holds the sum."""
     clipper, size = Clipper(model, loss_fn, max_grad_norm=C), size_of(batch)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR / size)
     parameters = dict(model.named_parameters())
 
     def step() -> None:
         optimizer.zero_grad()
         for name, grad in clipper(batch).grads.items():
-            parameters[name].grad = grad.div_(size)
+            parameters[name].grad = grad
         optimizer.step()
         if clipper.method != "graph":
             raise Unable(f"falls back to {clipper.method}: {clipper.reason}")
@@ -195,7 +195,7 @@ def error(name: str, made: tuple[nn.Module, Any, Any]) -> float:
     errors = []
     for a, b in zip(*(m.parameters() for m in models), strict=True):
         assert a.grad is not None and b.grad is not None
-        errors.append(float((a.grad - b.grad).norm() / b.grad.norm().clamp_min(1e-12)))
+        errors.append(float((a.grad * size_of(batch) - b.grad).norm() / b.grad.norm().clamp_min(1e-12)))
     return max(errors)
 
 

@@ -7,12 +7,15 @@ contraction a site, and what lies downstream of the sites, applied once to the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from dpcheck.engine.contributions import Contribution, Finder, sums
 from dpcheck.engine.sites.base import Part, Site, square_norms_of, weighted_of
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from dpcheck.samplesets import Analysis
 from dpcheck.samplesets.op import packet_of
@@ -158,6 +161,12 @@ class _Planner:
         constants = tuple(self.env[node] for node in c.constants)
         return self.graph.call_function(c.suffix.each, (*[kept[i] for i in c.sites], *constants))
 
+    def _growth(self, c: Contribution) -> int:
+        """Bytes that the sum takes, less those that it sets free: what frees most comes first."""
+        sites = [self.sites[i] for i in c.sites]
+        held = {node for site in sites for node in site.sources if node.op != "placeholder"}
+        return sum(4 * math.prod(site.shape) for site in sites) - sum(_bytes(node.meta["val"]) for node in held)
+
     def _clip(
         self,
         contributions: list[Contribution],
@@ -170,7 +179,7 @@ class _Planner:
         factors = self.graph.call_function(clip_factors, (norm, clip, weights))
         sums: dict[int, fx.Node] = {}
         gradients: dict[str, fx.Node] = {}
-        for c in contributions:
+        for c in sorted(contributions, key=self._growth):
             for i in c.sites:
                 if i not in sums:
                     values = (kept[i],) if i in kept else self._values(self.sites[i])
@@ -179,6 +188,10 @@ class _Planner:
             constants = tuple(self.env[node] for node in c.constants)
             gradients[c.name] = self.graph.call_function(c.suffix.once, (*[sums[i] for i in c.sites], *constants))
         return gradients
+
+
+def _bytes(value: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in pytree.tree_leaves(value) if isinstance(t, Tensor))
 
 
 def _total(squares: list[Tensor], weights: Tensor) -> Tensor:

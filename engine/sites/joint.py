@@ -49,9 +49,14 @@ class JointSite(Site):
                 left, right = term.site.parts(*own)
                 if term.transposed:
                     left, right = right.transpose(-1, -2), left.transpose(-1, -2)
-                lefts.append(left)
+                # Rows by position, as they mostly lie in memory.
+                lefts.append(left.transpose(-1, -2))
                 rights.append(right)
-        return (torch.cat(lefts, -1), torch.cat(rights, -2)) if lefts else None
+        if not lefts:
+            return None
+        if len(lefts) == 1:
+            return lefts[0].transpose(-1, -2), rights[0]
+        return torch.cat(lefts, 1).transpose(-1, -2), torch.cat(rights, 1)
 
     def _lookups(self, values: tuple[Tensor, ...]) -> list[tuple[EmbeddingSite, tuple[Tensor, ...]]]:
         return [(t.site, own) for t, own in self._split(values) if isinstance(t.site, EmbeddingSite)]
@@ -92,17 +97,9 @@ class JointSite(Site):
 
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
         total: Tensor | None = None
-        product = self._product(values)
-        if product is not None:
-            left, right = product
-            scaled = factors.to(left.dtype).view(-1, 1, 1)
-            if left.numel() <= right.numel():
-                left = left * scaled
-            else:
-                right = right * scaled
-            total = torch.matmul(left.transpose(0, 1).flatten(1), right.flatten(0, 1))
-        for site, own in self._lookups(values):
-            each = site.weighted(factors, *own)
+        for term, own in self._split(values):
+            each = term.site.weighted(factors, *own)
+            each = each.t() if term.transposed else each
             total = each if total is None else total.add_(each)
         assert total is not None
         return total

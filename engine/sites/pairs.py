@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Products of more bytes than this are not kept between the norm and the sum.
 KEEP_BYTES = 256 << 20
+# Positions in a block of a Gram.
+_BLOCK = 32
 
 
 def products_are_cheaper(batch: int, lead: int, m: int, n: int, length: int) -> bool:
@@ -28,10 +30,17 @@ def ghost_square_norms(left: Tensor, right: Tensor) -> Tensor:
     if length == 1:
         norms: Tensor = (_squares(left, -2) * _squares(right, -1)).reshape(batch, -1).sum(1)
         return norms
-    grams = torch.matmul(left.transpose(-1, -2), left) * torch.matmul(right, right.transpose(-1, -2))
+    # Grams are symmetric: of each pair of different blocks of positions only one is computed, and counts twice.
+    total = left.new_zeros(batch)
+    for start in range(0, length, _BLOCK):
+        end = min(start + _BLOCK, length)
+        grams = torch.matmul(left[..., start:end].transpose(-1, -2), left[..., start:])
+        grams *= torch.matmul(right[..., start:end, :], right[..., start:, :].transpose(-1, -2))
+        total += grams[..., : end - start].flatten(1).sum(1)
+        if end < length:
+            total += grams[..., end - start :].flatten(1).sum(1).mul_(2)
     # The norm of a sum is not negative but for rounding.
-    total: Tensor = grams.reshape(batch, -1).sum(1).clamp_min(0)
-    return total
+    return total.clamp_min(0)
 
 
 def _squares(t: Tensor, axis: int) -> Tensor:

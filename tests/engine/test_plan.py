@@ -79,3 +79,15 @@ def test_clip_factors():
     factors = clip_factors(norms, 1.0, weights)
     torch.testing.assert_close(factors, torch.tensor([1.0, 1.0, 0.5, 0.0], dtype=torch.float64), rtol=1e-12, atol=0)
     assert (factors * norms <= 1.0).all()
+
+
+def test_sums_that_set_memory_free_come_before_those_that_take_it():
+    model = nn.Sequential(nn.Embedding(500, 6), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 4))
+    with every_site(keep=False):
+        plan = make_plan(analysis_of(model, (torch.randint(0, 500, (4, 30)),)))
+    assert plan.gradients[-1] == "0.weight"
+    assert plan.gradients.index("3.weight") < plan.gradients.index("0.weight")
+    weighted = [n for n in plan.module.graph.nodes if getattr(n.target, "__name__", "") == "weighted"]
+    last = {n: user for user in plan.module.graph.nodes for n in user.all_input_nodes if user.op != "output"}
+    # No activation outlives the sum that is made of it.
+    assert any(last.get(value) is node for node in weighted for value in node.args[1:])
