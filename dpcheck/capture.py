@@ -156,8 +156,11 @@ def _capture(model: nn.Module, loss_fn: LossFn, batch: Any, recorder: Recorder) 
         reason = f"a tensor is written that is neither a parameter nor a buffer of the model ({written.target})"
         return CaptureFailure("state", reason, origin.location if origin else None, touched)
     # Kernels are chosen as while tracing: other ones lay their results out in other ways.
-    with without_fused_layers():
-        graph = unsorted(functionalized(graph))
+    try:
+        with without_fused_layers():
+            graph = unsorted(functionalized(graph))
+    except (RuntimeError, ValueError) as error:
+        return _failure(error, recorder.half, touched)
     return _assemble(graph, size, parameters, buffers, trainable, len(where), touched, batch)
 
 

@@ -44,10 +44,15 @@ class _Replay(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, carry: _Carry) -> None:
         super().__init__(module)
         self.carry = carry
+        self.free = _never_written_through(module.graph)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function":
             self.carry.meta = {key: n.meta[key] for key in ("half", "origin") if key in n.meta}
+        if n in self.free:
+            # Without mutation some values lie otherwise in memory, so that a view may be impossible.
+            source, shape = self.map_nodes_to_values(n.args, n)
+            return source.reshape(shape)
         return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -80,6 +85,22 @@ def written_constant(graph: fx.GraphModule) -> fx.Node | None:
                 return node  # type: ignore[no-any-return]
             constants |= {node} if shared else set()
     return None
+
+
+def _never_written_through(graph: fx.Graph) -> set[fx.Node]:
+    """The views that are as good as copies: nothing writes to their storage after them."""
+    roots: dict[fx.Node, fx.Node] = {}
+    last: dict[fx.Node, int] = {}
+    for place, node in enumerate(graph.nodes):
+        returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+        aliased = node.target is operator.getitem or any(r.alias_info is not None for r in returns)
+        source = node.args[0] if aliased and node.args and isinstance(node.args[0], fx.Node) else node
+        roots[node] = roots.get(source, node)
+        if mutates(node) or node.target in _WRITES_IN_SECRET:
+            for argument in node.all_input_nodes:
+                last[roots[argument]] = place
+    places = enumerate(graph.nodes)
+    return {node for place, node in places if node.target in _VIEWS and last.get(roots[node], -1) < place}
 
 
 def functionalized(graph: fx.GraphModule) -> fx.GraphModule:
