@@ -119,11 +119,12 @@ def _capture(model: nn.Module, loss_fn: LossFn, batch: Any, recorder: Recorder) 
                 losses = loss_fn(model, pytree.tree_unflatten(filled, spec))
                 check_losses(losses, size)
                 after = read_back(model, state)
-            recorder.half = "backward"
-            wanted = [p for name, p in zip(parameters, ps, strict=True) if name in trainable]
-            grads: Any = [None] * len(wanted)
-            if losses.requires_grad:
-                grads = torch.autograd.grad(losses, wanted, tangent.to(losses.dtype), allow_unused=True)
+                recorder.half = "backward"
+                wanted = [p for name, p in zip(parameters, ps, strict=True) if name in trainable]
+                grads: Any = [None] * len(wanted)
+                if losses.requires_grad:
+                    # Under the swap as well: activation checkpointing runs parts of the forward again.
+                    grads = torch.autograd.grad(losses, wanted, tangent.to(losses.dtype), allow_unused=True)
             return losses, list(grads), [after[n] for n in parameters], [after[n] for n in buffers]
 
     device = next((p.device for p in parameters.values()), torch.device("cpu"))
