@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                              every row and method, both allocators
     python benchmarks/step.py --rows MLP,GPT --methods dpcheck,"no noise"
+    python benchmarks/step.py --cpu-time                   one thread and its processor time, on a shared machine
 
 Each row runs in a process of its own. Its methods take turns, one step each a round, so that a busy machine slows all
 of them; a time is the median over the rounds, its ratio the median of the ratios to the non-private step of the same
@@ -50,9 +51,10 @@ def peak(step: Step) -> int:
     return most
 
 
-def measure(row: int, methods: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+def measure(row: int, methods: list[str], rounds: int, seconds: float, cpu: bool) -> dict[str, Any]:
     """Times [s] by method and round, peaks [bytes], and why a method could not run."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if cpu else 2)
+    clock = time.process_time if cpu else time.perf_counter
     torch.manual_seed(0)
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     made = ROWS[row].make()
@@ -72,15 +74,16 @@ def measure(row: int, methods: list[str], rounds: int, seconds: float) -> dict[s
         for name, step in steps.items():
             slow = len(times[name]) >= 3 and min(times[name]) > 10 * min(times["eager"])
             if not slow:
-                begin = time.perf_counter()
+                begin = clock()
                 step()
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(clock() - begin)
     return {"times": times, "peaks": {n: peak(s) for n, s in steps.items()}, "unable": unable, "wrong": wrong}
 
 
 def in_process(row: int, methods: list[str], options: argparse.Namespace, reuse: bool) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", str(row), "--methods", ",".join(methods)]
     command += ["--rounds", str(options.rounds), "--seconds", str(options.seconds)]
+    command += ["--cpu-time"] * options.cpu_time
     environment = {**os.environ, **(REUSE if reuse else {})}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -123,13 +126,15 @@ def main() -> None:
     parser.add_argument("--allocators", default="default,reuse", help="default, reuse or both")
     parser.add_argument("--rounds", type=int, default=40, help="at most so many rounds")
     parser.add_argument("--seconds", type=float, default=60, help="a row ends after so long, and 5 rounds")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, processor time instead of wall time")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     methods = list(dict.fromkeys(["eager", *options.methods.split(",")]))
     if options.one is not None:
-        print(json.dumps(measure(options.one, methods, options.rounds, options.seconds)))
+        print(json.dumps(measure(options.one, methods, options.rounds, options.seconds, options.cpu_time)))
         return
-    print(f"torch {torch.__version__}, 2 threads, SGD, ratios to the non-private step of the same round")
+    how = "1 thread, processor time" if options.cpu_time else "2 threads"
+    print(f"torch {torch.__version__}, {how}, SGD, ratios to the non-private step of the same round")
     for index, row in enumerate(ROWS):
         if not any(part in row.name for part in options.rows.split(",")):
             continue

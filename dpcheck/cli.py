@@ -27,6 +27,7 @@ The file is run: check only files that you trust.
   dpcheck model.py                              findings; exit 1 if there are any
   dpcheck model.py:make_model                   a certain model of the file
   dpcheck model.py --fix --unsafe-fixes --train fix, verify, train privately
+  dpcheck plan model.py                         how norms and clipped sums are computed, and what they cost
   dpcheck rule DP101                            what a rule finds and why; `dpcheck rule --all` lists them"""
 _TARGET = """\
 defines a model, loss_fn(model, batch) and sample_batch();
@@ -97,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["rule"]:
             return _rule(arguments[1:])
+        if arguments[:1] == ["plan"]:
+            return _plan(arguments[1:])
         options = parse(arguments)
         from dpcheck.commands import run
 
@@ -145,6 +148,17 @@ def _rule(arguments: list[str]) -> int:
         raise DpcheckError("no rule was named", next="dpcheck rule DP101, or dpcheck rule --all")
     _explain(console, by_code(options.code))
     return CLEAN
+
+
+def _plan(arguments: list[str]) -> int:
+    what = "How the engine computes norms and clipped sums of the sample batch, site by site, and what it costs."
+    p = _Parser("dpcheck plan", description=what)
+    p.add_argument("target", metavar="FILE[:SYMBOL]", help="as for dpcheck FILE")
+    p.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    options = p.parse_args(arguments)
+    from dpcheck.plan_command import run
+
+    return run(options.target)
 
 
 def _explain(console: Console, rule: Rule) -> None:

@@ -82,7 +82,7 @@ class Clipper:
             # The plan needs two samples to tell them apart; the second weighs nothing.
             both = self(inputs.take(batch, [0, 0]), torch.cat([weights, weights.new_zeros(1)]))
             return Clipped(both.grads, both.norms[:1], both.losses[:1])
-        plan = self._plan(batch) if self.method in ("undecided", "graph") else None
+        plan = self.plan(batch)
         return self._by_plan(plan, batch, weights) if plan is not None else self._by_fallback(batch, weights)
 
     def sites(self) -> dict[str, tuple[str, ...]]:
@@ -97,6 +97,10 @@ class Clipper:
         return Clipped(zeros, torch.zeros(0, device=device), torch.zeros(0, device=device))
 
     # -- the graph
+
+    def plan(self, batch: Any) -> Plan | None:
+        """The plan for batches like this one, of at least two samples; ``None`` for a fallback (see ``reason``)."""
+        return self._plan(batch) if self.method in ("undecided", "graph") else None
 
     def _plan(self, batch: Any) -> Plan | None:
         key = self._key(batch)

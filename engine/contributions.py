@@ -64,11 +64,12 @@ class Contribution:
 
 
 class Finder:
-    """Finds the sites of every gradient of a proven analysis; each site once."""
+    """Finds the sites of every gradient of a proven analysis; each site once, with the ops that it stands for."""
 
     def __init__(self, analysis: Analysis) -> None:
         self.capture, self.steps = analysis.capture, analysis.steps
         self.sites: list[Site] = []
+        self.places: list[tuple[fx.Node, ...]] = []
         self.at: dict[tuple[fx.Node, int | None], int] = {}
 
     def contributions(self) -> list[Contribution]:
@@ -133,6 +134,7 @@ class Finder:
         if (node, output) not in self.at:
             self.at[node, output] = len(self.sites)
             self.sites.append(self._maker(node, output, name))
+            self.places.append((node,))
         return self.at[node, output]
 
     def _maker(self, node: fx.Node, output: int | None, name: str) -> Site:
@@ -151,6 +153,7 @@ class Finder:
         if site is None:
             return None
         self.sites.append(site)
+        self.places.append(tuple(node for (node, _), _ in terms))
         return len(self.sites) - 1
 
     def _terms(self, node: fx.Node, flipped: bool) -> list[tuple[tuple[fx.Node, int | None], bool]] | None:

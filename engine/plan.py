@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from dpcheck.engine.contributions import Contribution, Finder, sums
 from dpcheck.engine.sites.base import Part, Site, square_norms_of, weighted_of
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from dpcheck.samplesets import Analysis
 from dpcheck.samplesets.op import packet_of
@@ -34,11 +32,15 @@ class Plan:
 
     Attributes:
         module: ``module(*inputs, weights [B], max_grad_norm, extra) -> (losses, norms, gradients, buffers)``.
-        sites, contributions: what a person may print.
+        sites, contributions: what a person may print (see :mod:`dpcheck.engine.estimates`).
+        places: of each site, the ops of the captured graph that it stands for.
+        kept: positions of the sites whose contributions are kept until the clip factors are known.
     """
 
     module: fx.GraphModule
     sites: tuple[Site, ...]
+    places: tuple[tuple[fx.Node, ...], ...]
+    kept: frozenset[int]
     contributions: tuple[Contribution, ...]
     gradients: tuple[str, ...]
     buffers: tuple[str, ...]
@@ -116,7 +118,8 @@ class _Planner:
         after = [self.env[self.capture.buffers_after[name]] for name in buffers]
         self.graph.output((self.env[self.capture.losses], norm, list(gradients.values()), after))
         module = fx.GraphModule(self.capture.graph, self.graph)
-        return Plan(module, tuple(self.sites), tuple(contributions), tuple(gradients), tuple(buffers))
+        places, names = tuple(self.finder.places), (tuple(gradients), tuple(buffers))
+        return Plan(module, tuple(self.sites), places, frozenset(kept), tuple(contributions), *names)
 
     def _needed(self, contributions: list[Contribution], buffers: list[str]) -> set[fx.Node]:
         roots = [self.capture.losses, *(self.capture.buffers_after[name] for name in buffers)]
@@ -163,9 +166,7 @@ class _Planner:
 
     def _growth(self, c: Contribution) -> int:
         """Bytes that the sum takes, less those that it sets free: what frees most comes first."""
-        sites = [self.sites[i] for i in c.sites]
-        held = {node for site in sites for node in site.sources if node.op != "placeholder"}
-        return sum(4 * math.prod(site.shape) for site in sites) - sum(_bytes(node.meta["val"]) for node in held)
+        return sum(4 * math.prod(site.shape) - site.operand_bytes() for site in (self.sites[i] for i in c.sites))
 
     def _clip(
         self,
@@ -188,10 +189,6 @@ class _Planner:
             constants = tuple(self.env[node] for node in c.constants)
             gradients[c.name] = self.graph.call_function(c.suffix.once, (*[sums[i] for i in c.sites], *constants))
         return gradients
-
-
-def _bytes(value: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in pytree.tree_leaves(value) if isinstance(t, Tensor))
 
 
 def _total(squares: list[Tensor], weights: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from dpcheck.samplesets.interpreter import Step
 from dpcheck.samplesets.lattice import Samples
@@ -57,6 +58,35 @@ class Part(ABC):
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a site costs.
+
+    Attributes:
+        method: ``ghost`` (norms from Grams, then one weighted contraction), ``instantiate`` (every sample's
+            contribution, kept until the clip factors are known) or ``direct`` (contributions are no larger than the
+            operands).
+        flops: floating-point operations, multiply and add apart.
+        moved: bytes written to and read from memory beside them.
+    """
+
+    method: Literal["ghost", "instantiate", "direct"]
+    flops: float
+    moved: int
+
+
+def contractions(kept: bool, batch: int, size: int, products: float, grams: float) -> Work:
+    """The work of a site whose contributions have ``size`` entries and take ``products`` flops in all."""
+    if kept:
+        return Work("instantiate", products + 4.0 * batch * size, 12 * batch * size)
+    return Work("ghost", products + grams, 0)
+
+
+def nbytes(value: Any) -> int:
+    """Of all tensors in ``value``."""
+    return sum(t.numel() * t.element_size() for t in pytree.tree_leaves(value) if isinstance(t, Tensor))
+
+
+@dataclass(frozen=True)
 class Site(ABC):
     """One output of one contraction op.
 
@@ -91,6 +121,14 @@ class Site(ABC):
     def keeps(self) -> bool:
         """Whether the contributions are cheaper to keep than to contract a second time."""
         return chosen(True)
+
+    def work(self, kept: bool) -> Work:
+        """An estimate for norms and sum: by default two passes over the operands, which reading alone makes cheaper."""
+        return Work("direct", 4.0 * sum(n.meta["val"].numel() for n in self.sources), self.operand_bytes() // 2)
+
+    def operand_bytes(self) -> int:
+        """Of the operands that are no inputs of the graph."""
+        return sum(nbytes(n.meta["val"]) for n in dict.fromkeys(self.sources) if n.op != "placeholder")
 
 
 def wide(t: Tensor) -> Tensor:

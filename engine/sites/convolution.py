@@ -10,7 +10,17 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from dpcheck.engine.sites.base import FLOPS_PER_BYTE, Place, Site, chosen, maker, square_norms_of, wide
+from dpcheck.engine.sites.base import (
+    FLOPS_PER_BYTE,
+    Place,
+    Site,
+    Work,
+    chosen,
+    contractions,
+    maker,
+    square_norms_of,
+    wide,
+)
 from dpcheck.engine.sites.layout import Layout, find_layout
 from dpcheck.engine.sites.pairs import KEEP_BYTES
 from torch import Tensor
@@ -113,15 +123,23 @@ class ConvolutionSite(Site):
         return not chosen(self.geometry.kept_bytes(self.batch) <= KEEP_BYTES and not self._grams_are_cheaper())
 
     def _grams_are_cheaper(self) -> bool:
+        return self._gram_flops(1) < self.geometry.kept_bytes(1) * FLOPS_PER_BYTE
+
+    def _gram_flops(self, batch: int) -> float:
         g = self.geometry
         still, slid = self.sizes if not g.transposed else self.sizes[::-1]
         padded = [s + 2 * p for s, p in zip(slid, g.padding, strict=True)]
         positions, pixels = (self.layout.each * math.prod(n) for n in (still, padded))
-        first, second = g.weight[0], g.weight[1] * g.groups
-        flops = 2.0 * (positions**2 * first + pixels**2 * second)
+        flops = 2.0 * (positions**2 * g.weight[0] + pixels**2 * g.weight[1] * g.groups)
         # Grams of a few positions stay in the cache, unlike the products.
         moved = 2.0 * positions**2 * g.groups * math.prod(g.weight[2:])
-        return flops + moved * FLOPS_PER_BYTE < g.kept_bytes(1) * FLOPS_PER_BYTE
+        return batch * (flops + moved * FLOPS_PER_BYTE)
+
+    def work(self, kept: bool) -> Work:
+        still = self.sizes[1 if self.geometry.transposed else 0]
+        size = math.prod(self.shape)
+        products = 2.0 * self.batch * self.layout.each * math.prod(still) * size
+        return contractions(kept, self.batch, size, products, self._gram_flops(self.batch))
 
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
         grad, value = values

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from dpcheck.engine.sites.base import Site, square_norms_of, wide
+from dpcheck.engine.sites.base import Site, Work, contractions, square_norms_of, wide
 from dpcheck.engine.sites.embedding import EmbeddingSite
 from dpcheck.engine.sites.matmul import MatmulSite
-from dpcheck.engine.sites.pairs import ghost_square_norms, products_are_cheaper
+from dpcheck.engine.sites.pairs import ghost_square_norms, gram_flops, products_are_cheaper
 from torch import Tensor
 
 
@@ -107,8 +107,16 @@ class JointSite(Site):
     def keeps(self) -> bool:
         if any(isinstance(term.site, EmbeddingSite) for term in self.terms):
             return False
-        length = sum(term.site.left.each for term in self.terms if isinstance(term.site, MatmulSite))
-        return products_are_cheaper(self.batch, 1, self.shape[0], self.shape[1], length)
+        return products_are_cheaper(self.batch, 1, self.shape[0], self.shape[1], self._length)
+
+    @property
+    def _length(self) -> int:
+        return sum(term.site.left.each for term in self.terms if isinstance(term.site, MatmulSite))
+
+    def work(self, kept: bool) -> Work:
+        m, n = self.shape
+        pairs = 2.0 * self.batch * self._length
+        return contractions(kept, self.batch, m * n, pairs * m * n, gram_flops(pairs, self._length, m + n))
 
 
 def join(terms: list[Term], shape: tuple[int, ...]) -> JointSite | None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from dpcheck.engine.sites.base import Place, Site, maker
+from dpcheck.engine.sites.base import Place, Site, Work, contractions, maker
 from dpcheck.engine.sites.layout import Layout, find_layout
-from dpcheck.engine.sites.pairs import ghost_square_norms, products_are_cheaper
+from dpcheck.engine.sites.pairs import ghost_square_norms, gram_flops, products_are_cheaper
 from torch import Tensor
 
 from dpcheck.samplesets.lattice import joined, moved, reduced
@@ -46,6 +46,11 @@ class MatmulSite(Site):
 
     def keeps(self) -> bool:
         return products_are_cheaper(self.batch, *self.sizes, self.left.each)
+
+    def work(self, kept: bool) -> Work:
+        lead, m, n = self.sizes
+        pairs = 2.0 * self.batch * lead * self.left.each
+        return contractions(kept, self.batch, lead * m * n, pairs * m * n, gram_flops(pairs, self.left.each, m + n))
 
 
 @maker("mm", "bmm")

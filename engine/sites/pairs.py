@@ -18,9 +18,14 @@ _BLOCK = 32
 
 def products_are_cheaper(batch: int, lead: int, m: int, n: int, length: int) -> bool:
     """Whether to keep ``lead * m * n`` products a sample rather than to compare Grams of ``length`` positions."""
-    ghost = 2.0 * lead * length**2 * (m + n)
+    ghost = gram_flops(2.0 * lead * length, length, m + n)
     kept = 4.0 * lead * m * n * FLOPS_PER_BYTE
     return chosen(length > 1 and kept < ghost and 4 * batch * lead * m * n <= KEEP_BYTES)
+
+
+def gram_flops(pairs: float, length: int, width: int) -> float:
+    """Of Grams with ``length`` positions and vectors of ``width`` entries, for 2 * samples * length = ``pairs``."""
+    return pairs * width * (length + min(length, _BLOCK)) / 2
 
 
 def ghost_square_norms(left: Tensor, right: Tensor) -> Tensor:

@@ -1,0 +1,37 @@
+"""``dpcheck plan model.py``: how the engine will compute norms and clipped sums, site by site."""
+
+from __future__ import annotations
+
+import time
+
+from rich.markup import escape
+
+from dpcheck import inputs
+from dpcheck.api import check
+from dpcheck.cli import CLEAN, FINDINGS
+from dpcheck.engine.clipping import Clipper
+from dpcheck.engine.estimates import estimates, measured_rate
+from dpcheck.report import full, terminal
+from dpcheck.report.plan import show_plan
+from dpcheck.target import load
+from dpcheck.unit import adapted
+
+
+def run(text: str) -> int:
+    """Print the plan for the file's sample batch; the findings instead, and exit code 1, if samples mix."""
+    target, console = load(text), terminal()
+    report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
+    if report.method == "none":
+        full.show(console, report, f"{target.path}:{target.symbol}")
+        return FINDINGS
+    start = time.perf_counter()
+    loss_fn, batch = adapted(target.unit, target.loss_fn, target.batch)
+    size = inputs.batch_size(batch)
+    clipper = Clipper(target.model, loss_fn, max_grad_norm=1.0)
+    plan = clipper.plan(batch if size > 1 else inputs.take(batch, [0, 0]))
+    if plan is None:
+        how = "vmap(grad) of the whole model, or one sample at a time where vmap cannot"
+        console.print(f"no plan: {escape(clipper.reason)}\n  the engine uses {how}", soft_wrap=True)
+        return CLEAN
+    show_plan(console, estimates(plan, measured_rate()), size, time.perf_counter() - start)
+    return CLEAN

@@ -1,0 +1,33 @@
+"""The plan of the engine for one model, as a table."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from dpcheck.engine.estimates import SiteEstimate
+
+
+def show_plan(console: Console, sites: tuple[SiteEstimate, ...], batch_size: int, seconds: float) -> None:
+    """Print a row for each site, dearest first, and what all of them take together."""
+    table = Table(Column("parameter", overflow="fold"), "summed over samples by", "at", "method")
+    for name in ("Mflop", "ms", "MiB held"):
+        table.add_column(name, justify="right")
+    for site in sorted(sites, key=lambda s: -s.seconds):
+        where = f"{os.path.basename(site.location.file)}:{site.location.line}" if site.location else "-"
+        numbers = f"{site.flops / 1e6:.4g}", f"{site.seconds * 1e3:.3g}", f"{site.held / 2**20:.3g}"
+        method = site.method if site.kind != "joint" else f"{site.method}, several uses"
+        table.add_row(escape(", ".join(site.parameters)), site.op, escape(where), method, *numbers)
+    console.print(table)
+    total = sum(site.seconds for site in sites)
+    console.print(
+        f"{len(sites)} sites at a batch of {batch_size}: about {total * 1e3:.3g} ms for norms and clipped sums, which "
+        f"take the place of the unclipped sums; planned in {seconds:.1f} s"
+    )
+    console.print(
+        "ghost: norms without the gradients, then one weighted sum; instantiate: every sample's gradient is kept; "
+        "direct: small"
+    )

@@ -1,0 +1,70 @@
+"""What a plan costs beyond the non-private step, site by site: estimates from shapes and one measured rate."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from dpcheck.engine.plan import Plan
+from dpcheck.engine.sites.base import FLOPS_PER_BYTE
+
+from dpcheck.diagnostic import Location
+
+
+@dataclass(frozen=True)
+class SiteEstimate:
+    """One site of a plan.
+
+    Attributes:
+        op: the op that sums gradients over samples; several for a parameter that is used several times.
+        kind: the sampler.
+        location: the line of the forward that it is the backward of, if it is known.
+        parameters: whose gradients it is part of.
+        method: ``ghost``, ``instantiate`` or ``direct``; see :class:`dpcheck.engine.sites.base.Work`.
+        flops: of norms and sum.
+        seconds: estimated time of both; a part of it replaces the non-private contraction.
+        held: bytes that wait for the clip factors: contributions, or operands (which may be shared with other sites).
+    """
+
+    op: str
+    kind: str
+    location: Location | None
+    parameters: tuple[str, ...]
+    method: str
+    flops: float
+    seconds: float
+    held: int
+
+
+def estimates(plan: Plan, flops_per_second: float) -> tuple[SiteEstimate, ...]:
+    """One for each site, in the order of the parameters."""
+    found = []
+    for i, (site, places) in enumerate(zip(plan.sites, plan.places, strict=True)):
+        kept = i in plan.kept
+        work = site.work(kept)
+        origins = [node.meta.get("origin") for node in places]
+        found.append(
+            SiteEstimate(
+                " + ".join(dict.fromkeys(str(node.target).removesuffix(".default") for node in places)),
+                site.kind,
+                next((origin.location for origin in origins if origin is not None), None),
+                tuple(c.name for c in plan.contributions if i in c.sites),
+                work.method,
+                work.flops,
+                (work.flops + work.moved * FLOPS_PER_BYTE) / flops_per_second,
+                4 * site.batch * math.prod(site.shape) if kept else site.operand_bytes(),
+            )
+        )
+    return tuple(found)
+
+
+def measured_rate() -> float:
+    """Floating-point operations a second of a matrix product here, at the present number of threads."""
+    a, best = torch.ones(512, 512), 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        best = max(best, 2.0 * 512**3 / (time.perf_counter() - start))
+    return best
