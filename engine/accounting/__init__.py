@@ -9,17 +9,21 @@ from dpcheck.engine.accounting.accountant import delta_bounds, epsilon_bounds
 from dpcheck.engine.accounting.bounds import (
     Bounds,
     Phase,
+    Unit,
     check_delta,
     check_epsilon,
     check_phase,
+    check_rate,
     check_unit,
+    seen,
 )
 from dpcheck.engine.accounting.calibrate import noise_multiplier, sample_rate_within, steps_within
+from dpcheck.engine.accounting.curves import false_negatives
 from dpcheck.engine.accounting.rdp import rdp_upper
 
 __all__ = [
     "Bounds", "Phase", "delta_of", "epsilon", "epsilon_of", "noise_multiplier", "rdp_epsilon", "sample_rate_within",
-    "steps_within",
+    "steps_within", "trade_off",
 ]  # fmt: skip
 
 
@@ -35,7 +39,7 @@ def epsilon_of(phases: Sequence[Phase], delta: float, *, adjacency: str = "add-r
     """
     delta, unit = check_delta(delta), check_unit(adjacency, records)
     spent = [phase for phase in map(check_phase, phases) if phase.steps]
-    return _trivial(spent, delta) or epsilon_bounds(spent, delta, unit)
+    return _trivial(spent, delta, unit) or epsilon_bounds(spent, delta, unit)
 
 
 def epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> Bounds:
@@ -48,19 +52,39 @@ def delta_of(phases: Sequence[Phase], epsilon: float, *, adjacency: str = "add-r
     value, unit = check_epsilon(epsilon), check_unit(adjacency, records)
     spent = [phase for phase in map(check_phase, phases) if phase.steps]
     if any(phase.noise_multiplier == 0 for phase in spent):
-        # A record that is drawn is seen.
-        kept = math.prod(
-            (1 - phase.sample_rate) ** (phase.steps * records) for phase in spent if not phase.noise_multiplier
-        )
-        return Bounds(1 - kept, 1.0, value, "a step without noise")
+        return Bounds(seen(spent, records), 1.0, value, "a step without noise")
     return delta_bounds(spent, value, unit) if spent else Bounds(0.0, 0.0, value, "no step taken")
 
 
-def _trivial(spent: Sequence[Phase], delta: float) -> Bounds | None:
+def trade_off(
+    phases: Sequence[Phase],
+    false_positive_rates: Sequence[float],
+    *,
+    adjacency: str = "add-remove",
+    records: int = 1,
+) -> list[float]:
+    """The least rate of false negatives of any test of whether a record was used, for each rate of false positives.
+
+    A lower bound of the trade-off function of f-DP, which is thereby safe.
+
+    Raises:
+        DpcheckError: naming the value that is out of range.
+    """
+    rates = [check_rate(rate) for rate in false_positive_rates]
+    return false_negatives(
+        rates,
+        lambda epsilon: delta_of(phases, epsilon, adjacency=adjacency, records=records),
+        lambda delta: epsilon_of(phases, delta, adjacency=adjacency, records=records),
+    )
+
+
+def _trivial(spent: Sequence[Phase], delta: float, unit: Unit) -> Bounds | None:
     if not spent:
         return Bounds(0.0, 0.0, delta, "no step taken")
     if any(phase.noise_multiplier == 0 for phase in spent):
-        return Bounds(math.inf, math.inf, delta, "a step without noise")
+        # If the record is drawn so rarely that delta covers it, nothing is known from below.
+        lower = math.inf if seen(spent, unit.records) > delta else 0.0
+        return Bounds(lower, math.inf, delta, "a step without noise")
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,26 @@ def check_epsilon(epsilon: Any) -> float:
     if value < 0:
         raise DpcheckError(f"epsilon={value!r} is negative", where="epsilon")
     return value
+
+
+def check_rate(rate: Any) -> float:
+    """A probability.
+
+    Raises:
+        DpcheckError: naming its value.
+    """
+    value = number("false_positive_rate", rate)
+    if not 0 <= value <= 1:
+        raise DpcheckError(f"false_positive_rate={value!r} is not in [0, 1]", where="false_positive_rates")
+    return value
+
+
+def seen(phases: Sequence[Phase], records: int) -> float:
+    """The probability that one of ``records`` records is drawn in a step without noise."""
+    rates = [(phase.sample_rate, phase.steps * records) for phase in phases if not phase.noise_multiplier]
+    if any(rate == 1 for rate, _ in rates):
+        return 1.0
+    return -math.expm1(math.fsum(draws * math.log1p(-rate) for rate, draws in rates))
 
 
 def number(name: str, value: Any) -> float:

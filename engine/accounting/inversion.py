@@ -36,7 +36,6 @@ from dpcheck.engine.accounting.pairs import UNIT, Vector
 from dpcheck.engine.accounting.quadrature import Transform
 from numpy.typing import NDArray
 
-_BETA = 6.0
 # Multiplications in a product of matrices that BLAS does not share among threads.
 _ONE_THREAD = 200_000
 
@@ -46,28 +45,31 @@ class Kernel:
     """The Kaiser window: W in [-width/2, width/2], its density in proportion to I0(beta sqrt(1 - (2 W / width)^2))."""
 
     width: float
+    beta: float
 
     def transform(self, z: NDArray[np.complexfloating]) -> NDArray[np.complex128]:
         """E[exp(z W)]."""
-        root = np.sqrt(_BETA**2 + (z * self.width / 2) ** 2)
-        return np.asarray(np.sinh(root) / root * (_BETA / math.sinh(_BETA)))
+        root = np.sqrt(self.beta**2 + (z * self.width / 2) ** 2)
+        return np.asarray(np.sinh(root) / root * (self.beta / math.sinh(self.beta)))
 
     def log_real(self, t: float) -> float:
         """log E[exp(t W)], rounded up."""
-        root = math.hypot(_BETA, t * self.width / 2)
+        root = math.hypot(self.beta, t * self.width / 2)
         # log(sinh(root) / root), of numbers that may be large
         value = root + math.log1p(-math.exp(-2 * root)) - math.log(2 * root)
-        base = _BETA + math.log1p(-math.exp(-2 * _BETA)) - math.log(2 * _BETA)
-        return value - base + 8 * UNIT * (root + _BETA)
+        base = self.beta + math.log1p(-math.exp(-2 * self.beta)) - math.log(2 * self.beta)
+        return value - base + 8 * UNIT * (root + self.beta)
 
     def cut(self, t: float) -> float:
         """S, from which on :meth:`tail` holds."""
-        return 1.5 * math.hypot(_BETA, t * self.width / 2) * 2 / self.width
+        return 1.5 * math.hypot(self.beta, t * self.width / 2) * 2 / self.width
 
     def tail(self, t: float) -> float:
         """A bound of \\|E[exp(z W)]\\| for z = t + is, s >= S."""
         log_cosh = np.logaddexp(1.342 * t * self.width / 2, -1.342 * t * self.width / 2) - math.log(2)
-        return _BETA * math.exp(min(700.0, log_cosh)) / (math.sinh(_BETA) * 0.745 * self.cut(t) * self.width / 2)
+        return (
+            self.beta * math.exp(min(700.0, log_cosh)) / (math.sinh(self.beta) * 0.745 * self.cut(t) * self.width / 2)
+        )
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def invert(line: Line, kernel: Kernel, tilts: Sequence[Tilt] = ()) -> Inversion:
     weights = kernel.transform(z) / (z * (z + 1)) * (spacing / math.pi)
     weights[0] /= 2
     # sinh is rounded by less than this, where its real part is that of the root and it may itself be near zero.
-    size = np.cosh(np.sqrt(_BETA**2 + (z * kernel.width / 2) ** 2).real) * (_BETA / math.sinh(_BETA))
+    size = np.cosh(np.sqrt(kernel.beta**2 + (z * kernel.width / 2) ** 2).real) * (kernel.beta / math.sinh(kernel.beta))
     mass = float(np.abs(weights).sum() + (spacing / math.pi) * (size / np.abs(z * (z + 1))).sum())
     error = mass * (line.error + (128 + 2 * count) * UNIT) + kernel.tail(t) / (math.pi * s[-1]) * (1 + line.error)
     per_e = 8 * UNIT * mass * (float(s[-1]) + t)

@@ -18,11 +18,25 @@ from dpcheck.engine.accounting.quadrature import Grid, Panels, panels_of, transf
 from scipy.optimize import brentq
 
 _OUTSIDE = 3e-4
-# How many radians the loss may turn on the line, which bounds the work (a node and a point for each 2 or so), and the
-# distance of the bounds, relative to epsilon or to 1/2, at which the next attempt is not made.
-_ATTEMPTS = ((1e4, 0.003), (4e4, 0.01), (1.6e5, math.inf))
-# Of the smoothing's width to sqrt(epsilon / (1 + t)), by which it moves a bound 2e-4 of epsilon or less.
-_WIDTH = 0.04
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How hard to try.
+
+    Attributes:
+        width: of the smoothing, relative to sqrt(epsilon / (1 + t)). It moves the bounds by about its square / 10 of
+            epsilon where the loss is nearly normal.
+        radians: by how much a loss may turn on the line: a node and a point for each 2 or so. It widens the smoothing.
+        enough: the distance of the bounds, relative to epsilon or to 1/2, at which the next attempt is not made.
+    """
+
+    width: float
+    radians: float
+    enough: float
+
+
+_ATTEMPTS = (Attempt(0.04, 1e4, 0.003), Attempt(0.02, 4e4, 0.01), Attempt(0.005, 1.6e5, math.inf))
 _FINEST = 1e-9
 # A relative error of a transform beyond which nothing is tried.
 _HOPELESS = 0.1
@@ -108,33 +122,33 @@ class Curve:
 
     Attributes:
         epsilon: an estimate of where the bounds are close.
-        width: of the smoothing.
-        smooth, smoother: delta smoothed over this width, and over twice as much.
+        kernel: of the smoothing.
+        smooth, smoother: delta smoothed over its width, and over twice as much.
         outside: mass of an infinite loss, in the upper bound.
     """
 
     epsilon: float
-    width: float
+    kernel: Kernel
     smooth: Inversion
     smoother: Inversion
     outside: float
 
     def delta_upper(self, epsilon: float) -> float:
         """At least delta(epsilon)."""
-        return self.smooth.upper(epsilon - Kernel(self.width).log_real(1.0)) + self.outside
+        return self.smooth.upper(epsilon - self.kernel.log_real(1.0)) + self.outside
 
     def delta_lower(self, epsilon: float) -> float:
         """At most delta(epsilon)."""
         # log cosh(x) <= x^2 / 2
-        by_convexity = 2 * self.smooth.lower(epsilon + self.width**2 / 8) - self.smoother.upper(epsilon)
-        return max(by_convexity, self.smooth.lower(epsilon + self.width / 2))
+        by_convexity = 2 * self.smooth.lower(epsilon + self.kernel.width**2 / 8) - self.smoother.upper(epsilon)
+        return max(by_convexity, self.smooth.lower(epsilon + self.kernel.width / 2))
 
     def epsilon_upper(self, delta: float) -> float:
         """An epsilon of which ``delta_upper <= delta`` was computed; infinite if none was found."""
         if self.delta_upper(0.0) <= delta:
             return 0.0
         found, step = self._crossing(self.delta_upper, delta), self._resolution
-        while math.isfinite(found) and step < self.width:
+        while math.isfinite(found) and step < self.kernel.width:
             if self.delta_upper(found) <= delta:
                 return found
             found, step = found + step, 2 * step
@@ -143,7 +157,7 @@ class Curve:
     def epsilon_lower(self, delta: float) -> float:
         """An epsilon of which ``delta_lower > delta`` was computed; zero if none was found."""
         found, step = self._crossing(self.delta_lower, delta), self._resolution
-        while found > 0 and step < self.width:
+        while found > 0 and step < self.kernel.width:
             if self.delta_lower(found) > delta:
                 return found
             found, step = found - step, 2 * step
@@ -151,7 +165,7 @@ class Curve:
 
     @property
     def _resolution(self) -> float:
-        return max(self.width * 1e-3, abs(self.epsilon) * 1e-12)
+        return max(self.kernel.width * 1e-3, abs(self.epsilon) * 1e-12)
 
     def _crossing(self, delta_at: Callable[[float], float], delta: float) -> float:
         """Where ``delta_at`` falls below delta, roughly; not a number if it was not found."""
@@ -159,7 +173,7 @@ class Curve:
         def excess(epsilon: float) -> float:
             return math.log(min(max(delta_at(epsilon), 1e-300), 1e300) / delta)
 
-        reach = max(1 / self.smooth.line.t, self.width)
+        reach = max(1 / self.smooth.line.t, self.kernel.width)
         for _ in range(12):
             low, high = self.epsilon - reach, self.epsilon + reach
             if excess(low) > 0 >= excess(high):
@@ -171,12 +185,12 @@ class Curve:
 def epsilon_between(composition: Composition, delta: float, quick: bool = False) -> tuple[float, float]:
     """Bounds of epsilon, from one attempt only if ``quick``."""
     lower, upper, near = 0.0, math.inf, None
-    for radians, enough in _ATTEMPTS[:1] if quick else _ATTEMPTS:
-        here = curve(composition, delta, radians, near)
+    for attempt in _ATTEMPTS[:1] if quick else _ATTEMPTS:
+        here = curve(composition, delta, attempt, near)
         if here.smooth.line.error > _HOPELESS:
             break
         lower, upper = max(lower, here.epsilon_lower(delta)), min(upper, here.epsilon_upper(delta))
-        if upper - lower <= enough * max(upper, 0.5) or not math.isfinite(upper):
+        if upper - lower <= attempt.enough * max(upper, 0.5) or not math.isfinite(upper):
             break
         near = upper
     return lower, upper
@@ -185,15 +199,14 @@ def epsilon_between(composition: Composition, delta: float, quick: bool = False)
 def delta_between(composition: Composition, epsilon: float) -> tuple[float, float]:
     """Bounds of delta at an epsilon."""
     lower, upper = 0.0, 1.0
-    guess = 1e-10
-    for attempt in range(8):
-        radians, enough = _ATTEMPTS[min(attempt, len(_ATTEMPTS) - 1)]
-        here = curve(composition, guess, radians, epsilon)
+    guess = _guess(composition, epsilon)
+    for attempt in (*_ATTEMPTS, *_ATTEMPTS[-1:] * 5):
+        here = curve(composition, guess, attempt, epsilon)
         lower = max(lower, here.delta_lower(epsilon))
         upper = min(upper, here.delta_upper(epsilon))
         # A bound of delta moves t times as much as that of epsilon, and t epsilon is about 20.
-        close = upper - lower <= 20 * enough * upper or attempt + 1 >= len(_ATTEMPTS)
-        if upper <= _LEAST or (close and guess <= 2 * upper):
+        close = upper - lower <= 20 * attempt.enough * upper
+        if upper <= _LEAST or (close and guess <= 20 * upper):
             break
         guess = max(upper / 2, _LEAST)
     return lower, upper
@@ -201,20 +214,18 @@ def delta_between(composition: Composition, epsilon: float) -> tuple[float, floa
 
 def probe(composition: Composition, delta: float, epsilon: float) -> bool:
     """Whether delta at ``epsilon`` was computed to be at most ``delta``, at little cost."""
-    return math.isfinite(epsilon) and curve(composition, delta, _ATTEMPTS[0][0]).delta_upper(epsilon) <= delta
+    return math.isfinite(epsilon) and curve(composition, delta, _ATTEMPTS[0]).delta_upper(epsilon) <= delta
 
 
-def curve(composition: Composition, delta: float, radians: float, near: float | None = None) -> Curve:
+def curve(composition: Composition, delta: float, attempt: Attempt, near: float | None = None) -> Curve:
     """The curve near one epsilon.
 
     Args:
         delta: its order of magnitude.
-        radians: bounds the work, and widens the smoothing if need be.
         near: the epsilon; if None, an estimate of that which belongs to ``delta``.
     """
     steps = composition.steps
-    share = _OUTSIDE * delta / sum(len(step.loss.pieces) for step in steps)
-    windows = [[piece.window(share / step.count) for piece in step.loss.pieces] for step in steps]
+    windows = _windows(composition, delta)
     outside = (1 + 1e-12) * sum(
         step.count * piece.outside(*window)
         for step, of_step in zip(steps, windows, strict=True)
@@ -224,7 +235,11 @@ def curve(composition: Composition, delta: float, radians: float, near: float | 
     t = rough.saddle(lambda t: rough.log_delta(t) - math.log(delta) if near is None else near - rough.cumulant(t)[1])
     epsilon = rough.cumulant(t)[1] if near is None else near
     scale = 12 * math.sqrt(rough.cumulant(t)[2]) + 15 / t + rough.spread(t)
-    kernel = Kernel(max(_WIDTH * math.sqrt(abs(epsilon) / (1 + t)), 18 * scale / radians, _FINEST))
+    # What is cut off is relative to exp(excess) delta.
+    excess = rough.cumulant(t)[0] - t * epsilon - math.log(delta)
+    beta = min(max(6.0, 2.0 + excess), 30.0)
+    width = max(attempt.width * math.sqrt(abs(epsilon) / (1 + t)), 3 * beta * scale / attempt.radians, _FINEST)
+    kernel = Kernel(width, beta)
     t = min(t, 200 / kernel.width)
     grids = []
     for step, of_step, log_scale in zip(steps, windows, rough.logs(t), strict=True):
@@ -236,7 +251,24 @@ def curve(composition: Composition, delta: float, radians: float, near: float | 
     period = _period(tilts, t, epsilon, math.log(1e-5 * delta))
     parts = [(transform_of(grid, t, kernel.cut(t)), step.count) for grid, step in zip(grids, steps, strict=True)]
     line = compose(parts, composition.gaussian, t, kernel.cut(t), period)
-    return Curve(epsilon, kernel.width, invert(line, kernel, tilts), invert(line, Kernel(2 * kernel.width)), outside)
+    wide = Kernel(2 * kernel.width, beta)
+    return Curve(epsilon, kernel, invert(line, kernel, tilts), invert(line, wide), outside)
+
+
+def _windows(composition: Composition, delta: float) -> list[list[tuple[float, float]]]:
+    """Of each piece of each step."""
+    share = _OUTSIDE * delta / sum(len(step.loss.pieces) for step in composition.steps)
+    return [[piece.window(share / step.count) for piece in step.loss.pieces] for step in composition.steps]
+
+
+def _guess(composition: Composition, epsilon: float) -> float:
+    """An estimate of delta."""
+    delta = 1e-10
+    for _ in range(4):
+        rough = _rough(composition, _windows(composition, delta))
+        log_delta = rough.log_delta(rough.saddle(lambda t, rough=rough: epsilon - rough.cumulant(t)[1]))  # type: ignore[misc]
+        delta = math.exp(min(max(log_delta, math.log(_LEAST)), math.log(0.5)))
+    return delta
 
 
 def _rough(composition: Composition, windows: Sequence[Sequence[tuple[float, float]]]) -> _Rough:

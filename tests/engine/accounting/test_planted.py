@@ -16,7 +16,7 @@ from dpcheck.engine.accounting.accountant import epsilon_bounds
 from dpcheck.engine.accounting.bounds import Phase, Unit
 from dpcheck.engine.accounting.inversion import Kernel, Tilt
 from dpcheck.engine.accounting.pairs import Direction, Loss, Mixture, Pair
-from dpcheck.engine.accounting.pld import Composition, Curve, Step, curve
+from dpcheck.engine.accounting.pld import Attempt, Composition, Curve, Step, curve
 from dpcheck.engine.accounting.quadrature import Panels
 from exact import delta_of_steps
 
@@ -37,7 +37,7 @@ def violations(radians: float = 1e4) -> list[tuple[str, float]]:
     for sigma, rate, direction, steps, at in SETTINGS:
         composition = Composition((Step(Loss((Pair(Mixture.binomial(sigma, rate, 1), direction),)), steps),), 0.0)
         truth = exact_delta(sigma, rate, direction, steps, at)
-        here = curve(composition, truth, radians, at)
+        here = curve(composition, truth, Attempt(0.04, radians, 0.0), at)
         lower, upper = here.delta_lower(at), here.delta_upper(at)
         wrong += [("lower", lower / truth - 1)] if lower > truth * (1 + 1e-9) else []
         wrong += [("upper", upper / truth - 1)] if upper < truth * (1 - 1e-9) else []
@@ -92,7 +92,7 @@ def test_mass_outside_that_is_not_counted_is_caught(monkeypatch: pytest.MonkeyPa
 def test_smoothing_moved_to_the_wrong_side_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """As rounding losses down for the upper bound."""
     monkeypatch.setattr(
-        Curve, "delta_upper", lambda self, e: self.smooth.upper(e + Kernel(self.width).log_real(1.0)) + self.outside
+        Curve, "delta_upper", lambda self, e: self.smooth.upper(e + self.kernel.log_real(1.0)) + self.outside
     )
     assert "upper" in dict(violations(300.0))
 

@@ -7,13 +7,14 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from dpcheck.engine.accounting import Phase, delta_of, epsilon, epsilon_of, rdp_epsilon
+from dpcheck.engine.accounting import Phase, delta_of, epsilon, epsilon_of, rdp_epsilon, trade_off
 from dpcheck.engine.accounting.pairs import Direction, Loss, Mixture, Pair
-from dpcheck.engine.accounting.pld import Composition, Step, curve, delta_between, epsilon_between
+from dpcheck.engine.accounting.pld import Attempt, Composition, Step, curve, delta_between, epsilon_between
 from dpcheck.engine.accounting.quadrature import Grid, panels_of, transform_of
 from exact import Exact, delta_of_fixed_size, delta_of_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from dpcheck.errors import DpcheckError
 
@@ -238,7 +239,7 @@ def test_a_claim_that_cannot_be_proved_is_not_made() -> None:
 
 def test_curves_keep_their_bounds_far_from_where_they_were_made() -> None:
     composition = _composition(1.0, 0.02, "remove", 200)
-    near = curve(composition, 1e-6, 3e4)
+    near = curve(composition, 1e-6, Attempt(0.04, 3e4, 0.0))
     for at in (0.3, 1.0, 2.0, 3.0):
         low, high = delta_between(composition, at)
         assert near.delta_lower(at) <= high
@@ -264,3 +265,23 @@ def test_samples_of_fixed_size_cost_more_than_poisson_and_need_their_adjacency()
     assert both.upper > bounds.upper
     with pytest.raises(DpcheckError, match="fixed size have no bound for adjacency='add-remove'"):
         epsilon_of([fixed], 1e-6)
+
+
+def test_the_trade_off_is_just_below_that_of_the_gaussian() -> None:
+    """Without sampling it is known: Phi(Phi^-1(1 - x) - m), with m the difference of the means."""
+    rates = [0.0, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.9, 1.0]
+    exact = norm.cdf(norm.ppf(1 - np.array(rates)) - 1 / 0.8)
+    bound = np.array(trade_off([Phase(0.8, 1.0, 1)], rates))
+    assert (bound <= exact + 1e-12).all()
+    assert (bound >= exact - 0.02).all()
+
+
+def test_the_trade_off_of_a_sampled_run_is_one_of_chance_and_symmetric() -> None:
+    rates = [0.001, 0.05, 0.2, 0.6]
+    missed = trade_off([Phase(1.0, 0.02, 200)], rates)
+    assert all(0 < m <= 1 - x for m, x in zip(missed, rates, strict=True))
+    assert sorted(missed, reverse=True) == missed
+    back = trade_off([Phase(1.0, 0.02, 200)], missed)
+    assert all(b <= x + 1e-9 for b, x in zip(back, rates, strict=True))
+    with pytest.raises(DpcheckError, match=r"false_positive_rate=1\.5"):
+        trade_off([Phase(1.0, 0.02, 200)], [1.5])

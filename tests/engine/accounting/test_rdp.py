@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from dpcheck.engine.accounting import Phase, epsilon, epsilon_of, rdp_epsilon
+from dpcheck.engine.accounting import Phase, delta_of, epsilon, epsilon_of, rdp_epsilon
 from dpcheck.engine.accounting.rdp import _by_quadrature, _by_sum, rdp_upper
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,6 +106,9 @@ def test_nothing_taken_costs_nothing_and_no_noise_costs_everything() -> None:
     assert epsilon_of([], 1e-5).upper == 0
     assert epsilon(1.0, 0.1, 0, 1e-5).upper == 0
     assert epsilon(0.0, 0.1, 1, 1e-5).lower == math.inf
+    assert epsilon(0.0, 1e-7, 1, 1e-5).lower == 0
+    assert epsilon(0.0, 1e-7, 1, 1e-5).upper == math.inf
+    assert delta_of([Phase(0.0, 0.1, 2)], 3.0).lower == pytest.approx(0.19)
 
 
 @pytest.mark.parametrize(
