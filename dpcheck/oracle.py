@@ -103,7 +103,7 @@ def _turned_and_parted(
             first, second = run(*places[:cut]), run(*places[cut:])
         except Exception:  # the layer's trouble with one sample
             continue
-        found += _differences(whole, (torch.cat([first[0], second[0]]), _sum([first[1], second[1]])))
+        found += _differences(whole, (torch.cat([first[0], second[0]]), _joined(first[1], second[1])))
         break
     return found
 
@@ -122,6 +122,13 @@ def _sum(gradients: list[list[Tensor | None]]) -> list[Tensor | None]:
         present = [p.to_dense() if p.is_sparse else p for p in parts if p is not None]
         sums.append(sum(present[1:], present[0]) if present else None)
     return sums
+
+
+def _joined(a: list[Tensor | None], b: list[Tensor | None]) -> list[Tensor | None]:
+    """The sum of two lists of gradients, which are used up: large models leave no room for a third."""
+    for i in range(len(a)):
+        a[i], b[i] = _sum([[a[i]], [b[i]]])[0], None
+    return a
 
 
 def _companies(rows: list[int], position: int, size: int) -> list[list[int]]:
@@ -187,10 +194,14 @@ def _differences(
     loss = float(((a[0] - b[0]).abs() / (b[0].abs() + 1e-3)).nan_to_num(0.0).max())
     both = [(x, y) for x, y in zip(a[1], b[1], strict=True) if x is not None or y is not None]
     pairs = [(_or_zero(x, y), _or_zero(y, x)) for x, y in both]
-    size = sum(float(y.double().square().sum()) for _, y in pairs) ** 0.5
-    apart = sum(float((x - y).double().square().sum()) for x, y in pairs) ** 0.5
+    size = sum(_norm(y) ** 2 for _, y in pairs) ** 0.5
+    apart = sum(_norm(x - y) ** 2 for x, y in pairs) ** 0.5
     gradient = apart / (size + 1e-6) if pairs else 0.0
     return [(k, v if v == v else 0.0) for k, v in (("losses", loss), ("gradients", gradient))]
+
+
+def _norm(t: Tensor) -> float:
+    return float(torch.linalg.vector_norm(t.abs() if t.is_complex() else t, dtype=torch.float64))
 
 
 def _or_zero(t: Tensor | None, other: Tensor | None) -> Tensor:

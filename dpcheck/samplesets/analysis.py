@@ -46,10 +46,7 @@ def analyse(capture: Capture) -> Analysis:
     """Run the analysis. Pure: the capture is not changed."""
     steps = interpret(capture)
     falsified = dict(_falsified(capture, steps))
-    reaches: dict[fx.Node, list[str]] = {}
-    for label, node in falsified.items():
-        for culprit in _culprits(node, steps):
-            reaches.setdefault(culprit, []).append(label)
+    reaches = _culprits(capture, falsified, steps)
     if "losses" in falsified:
         for culprit in _further(capture, steps):
             reaches.setdefault(culprit, ["losses"])
@@ -83,20 +80,32 @@ def _falsified(capture: Capture, steps: dict[fx.Node, Step]) -> Iterable[tuple[s
             yield f"gradient:{name}", node
 
 
-def _culprits(node: fx.Node, steps: dict[fx.Node, Step]) -> list[fx.Node]:
-    """The ops at which samples first met, upstream of ``node``; the node itself when none did."""
-    found, seen, stack = [], {node}, [node]
-    while stack:
-        here = stack.pop()
-        step = steps[here]
-        if step.fresh:
-            found.append(_mover(here, steps) or here)
-            continue
-        for source in here.all_input_nodes:
-            if source not in seen and _suspect(steps[source]):
-                seen.add(source)
-                stack.append(source)
-    return found or [node]
+def _culprits(capture: Capture, falsified: dict[str, fx.Node], steps: dict[fx.Node, Step]) -> dict[fx.Node, list[str]]:
+    """The ops at which samples first met upstream of each label's node, or that node where none did; with the labels.
+
+    One walk for all labels, which are bits of a number: a walk for each would cost the square of the depth.
+    """
+    labels = list(falsified)
+    wanted: dict[fx.Node, int] = {}
+    found: dict[fx.Node, int] = {}
+    for bit, label in enumerate(labels):
+        wanted[falsified[label]] = wanted.get(falsified[label], 0) | 1 << bit
+    for node in reversed(capture.graph.graph.nodes):
+        bits = wanted.get(node, 0)
+        if bits and steps[node].fresh:
+            culprit = _mover(node, steps) or node
+            found[culprit] = found.get(culprit, 0) | bits
+        elif bits:
+            for source in node.all_input_nodes:
+                if _suspect(steps[source]):
+                    wanted[source] = wanted.get(source, 0) | bits
+    blamed = 0
+    for bits in found.values():
+        blamed |= bits
+    for bit, label in enumerate(labels):
+        if not blamed >> bit & 1:
+            found[falsified[label]] = found.get(falsified[label], 0) | 1 << bit
+    return {node: [label for bit, label in enumerate(labels) if bits >> bit & 1] for node, bits in found.items()}
 
 
 def _further(capture: Capture, steps: dict[fx.Node, Step]) -> list[fx.Node]:
