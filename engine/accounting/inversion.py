@@ -38,6 +38,8 @@ from numpy.typing import NDArray
 
 # Multiplications in a product of matrices that BLAS does not share among threads.
 _ONE_THREAD = 200_000
+# Terms summed at once, about the square root of how many there are: the error grows with these and with their number.
+_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,9 @@ def compose(parts: Sequence[tuple[Transform, int]], gaussian: float, t: float, e
             log_modulus += steps * np.log(np.abs(values))
         angle += steps * np.angle(values)
         log_scale += steps * transform.log_scale
-        error += steps * (transform.error + units * (1 + abs(transform.log_scale)))
+        # Of sums of products of at most _DEPTH terms, in any order, and of their sum; real and imaginary parts of both.
+        summed = 4 * UNIT * (_DEPTH + len(transform.losses) / _DEPTH + 4)
+        error += steps * (transform.error + summed + units * (1 + abs(transform.log_scale)))
     product = np.exp(log_modulus) * np.exp(1j * angle)
     return Line(t, spacing, product, log_scale, error * math.exp(min(2 * error, 100.0)))
 
@@ -208,12 +212,11 @@ def _on_line(transform: Transform, spacing: float, count: int) -> NDArray[np.com
     right = np.concatenate([fine.real, fine.imag], axis=1)
     total = np.zeros((2 * rows, 2 * block))
     # Real products this small stay on one thread: on a busy machine, waiting for a second takes longer than the work.
-    depth = 64
-    tall = max(1, _ONE_THREAD // (depth * 2 * block))
-    for start in range(0, len(turns), depth):
-        piece = right[start : start + depth]
+    tall = max(1, _ONE_THREAD // (_DEPTH * 2 * block))
+    for start in range(0, len(turns), _DEPTH):
+        piece = right[start : start + _DEPTH]
         for row in range(0, 2 * rows, tall):
-            total[row : row + tall] += left[row : row + tall, start : start + depth] @ piece
+            total[row : row + tall] += left[row : row + tall, start : start + _DEPTH] @ piece
     real = total[:rows, :block] - total[rows:, block:]
     imaginary = total[:rows, block:] + total[rows:, :block]
     return (real + 1j * imaginary).ravel()[:count]

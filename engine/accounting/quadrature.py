@@ -112,7 +112,7 @@ class Transform:
         losses: [J].
         weights: [J], positive, their sum is 1.
         log_scale: log of the scale.
-        error: the bound: of quadrature and of rounding here and in the sum.
+        error: the bound: of quadrature, and of rounding, but for that in the sum.
     """
 
     losses: Vector
@@ -143,6 +143,5 @@ def transform_of(grid: Grid, t: float, s: float) -> Transform:
     dropped = np.cumsum(weights[order])
     keep = np.sort(order[np.searchsorted(dropped, _DROPPED) :])
     quadrature = math.exp(min(0.0, float(logsumexp(grid.log_error(t, s))) - log_scale))
-    summed = 4 * UNIT * len(weights)
-    error = quadrature + _DROPPED + float(weights @ grid.rounding(t, s, log_scale)) + summed
+    error = quadrature + _DROPPED + float(weights @ grid.rounding(t, s, log_scale))
     return Transform(losses[keep], weights[keep], log_scale, error)
