@@ -76,6 +76,9 @@ def _notes(facts: Facts) -> tuple[str, ...]:
         )
     if facts.uncovered:
         notes.append(f"the graph's samplers do not cover this model: {facts.uncovered}")
+    hooked = [n for n, p in facts.model.named_parameters() if p._backward_hooks or p._post_accumulate_grad_hooks]
+    if hooked:
+        notes.append(f"hooks on parameters ({', '.join(hooked[:3])}) do not run in private training")
     if facts.past.latest:
         notes.append(
             f"Python attributes keep data of the latest batch ({', '.join(facts.past.latest[:3])}): they are in no "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.utils.stateless import _reparametrize_module
 
-_CONTAINERS = (list, dict, set)
+_CONTAINERS = (list, dict, set, deque)
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
@@ -62,7 +64,7 @@ def _same(old: Any, new: Any) -> bool:
             return False
         if isinstance(old, dict):
             return all(k in new and _same(v, new[k]) for k, v in old.items())
-        return all(_same(a, b) for a, b in zip(old, new, strict=True)) if isinstance(old, list) else old == new
+        return all(_same(a, b) for a, b in zip(old, new, strict=True)) if isinstance(old, list | deque) else old == new
     try:
         return bool(old == new)
     except Exception:  # a user's __eq__ may raise; then the identity above has decided
@@ -93,11 +95,12 @@ def sandbox(model: nn.Module) -> Iterator[Touched]:
 def kept_attributes(model: nn.Module, touched: Touched | None = None) -> Iterator[None]:
     """Undo what is done to Python attributes of modules, and note in ``touched`` which were changed.
 
-    Tensors that are held as plain attributes, or in lists, dictionaries and sets of them, are attributes too.
+    Tensors that are held as plain attributes, or in lists, dictionaries and sets of them, are attributes too, and so
+    are the attributes of an object that a module holds.
     """
     snapshots = {
         path: (module, dict(vars(module)), {k: _freeze(v) for k, v in vars(module).items()})
-        for path, module in model.named_modules()
+        for path, module in _holders(model)
     }
     plain = [held for path, module in model.named_modules() for held in _plain_tensors(path, module)]
     try:
@@ -136,13 +139,28 @@ def _plain_tensors(path: str, module: nn.Module) -> Iterator[_Held]:
         if key in _REGISTERED:
             continue
         name = f"{path}.{key}" if path else key
-        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | set) else [value]
+        inside = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list | set | deque) else [value]
+        )
         for t in inside:
             if isinstance(t, Tensor) and not isinstance(t, FakeTensor | nn.Parameter) and not t.is_inference():
                 yield _Held(name, t, t._version, t.detach().clone())
 
 
-def _restore(path: str, module: nn.Module, before: dict[str, Any], frozen: dict[str, Any]) -> list[str]:
+def _holders(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every module, and every object with attributes that one holds; each once, by path."""
+    seen = set()
+    for path, module in model.named_modules():
+        yield path, module
+        for key, value in vars(module).items():
+            code = callable(value) or isinstance(value, nn.Module | type | ModuleType)
+            if key not in _REGISTERED and hasattr(value, "__dict__") and not code and not isinstance(value, Tensor):
+                if id(value) not in seen:
+                    yield f"{path}.{key}" if path else key, value
+                seen.add(id(value))
+
+
+def _restore(path: str, module: Any, before: dict[str, Any], frozen: dict[str, Any]) -> list[str]:
     now = vars(module)
     changed = []
     for key in set(now) | set(before):
@@ -159,6 +177,9 @@ def _restore(path: str, module: nn.Module, before: dict[str, Any], frozen: dict[
             before[key].update(frozen[key])
         elif isinstance(frozen[key], list):
             before[key][:] = frozen[key]
+        elif isinstance(frozen[key], deque):
+            before[key].clear()
+            before[key].extend(frozen[key])
     return changed
 
 

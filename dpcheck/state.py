@@ -21,10 +21,11 @@ _GROWS = frozenset({"append", "extend", "insert", "add", "update", "setdefault",
 
 def kept_events(model: nn.Module, past: History, capture: Capture | None) -> tuple[Event, ...]:
     """One event for each attribute that carries data from one batch to the next."""
+    # The latest batch on an attribute is carried where the next losses read it.
+    names = past.carried or (past.latest if past.losses else ())
     reason = "the attribute {!r} keeps data of one batch for the next"
     return tuple(
-        Event("state", "", _origin_of_write(model, name, capture), ("losses",), reason.format(name))
-        for name in past.carried
+        Event("state", "", _origin_of_write(model, name, capture), ("losses",), reason.format(name)) for name in names
     )
 
 
@@ -32,7 +33,7 @@ def state_events(model: nn.Module, past: History, capture: Capture | None) -> li
     """Events for the state that reaches the losses, and for writes that the graph does not show."""
     events = list(kept_events(model, past, capture)) if past.losses else []
     names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    if past.losses and not past.carried and names.issuperset(past.written):
+    if past.losses and not events and names.issuperset(past.written):
         reason = "the losses of a batch change with the batch before it, through state outside the model"
         events.append(Event("state", "", None, ("losses",), reason))
     if past.drifts:

@@ -57,9 +57,37 @@ class NumberKept(Layer):
         return out
 
 
-@pytest.mark.parametrize("kind", [AverageAttribute, AverageInPlace, List, Queue, ListKept, NumberKept])
+class LastRead(Layer):
+    def work(self, h: Tensor) -> Tensor:
+        out = h if self.latest is None else h * self.latest
+        self.latest = h.detach().mean(0)  # HERE
+        return out
+
+
+class Tracker:
+    mean: Tensor | float = 1.0
+
+
+class InAnObject(Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tracker = Tracker()
+
+    def work(self, h: Tensor) -> Tensor:
+        out = h * self.tracker.mean
+        self.tracker.mean = h.detach().mean(0)  # HERE
+        return out
+
+
+CARRY = [AverageAttribute, AverageInPlace, List, Queue, ListKept, NumberKept, LastRead, InAnObject]
+
+
+@pytest.mark.parametrize("kind", CARRY)
 def test_python_state_that_carries_data(kind: type[Layer]) -> None:
-    report = dpcheck.check(kind(), cross_entropy, (X, Y))
+    model = kind()
+    report = dpcheck.check(model, cross_entropy, (X, Y))
+    assert (list(model.past), list(model.recent), model.calls, model.latest) == ([], [], 0, None)
+    assert float(model.average.sum()) == 0 and getattr(model, "tracker", Tracker).mean == 1.0
     assert ("DP304", line_of(kind)) in places(report)
     assert {d.code for d in report.diagnostics} <= {"DP304", "DP902"}
     assert report.verdict != "independent" or kind is ListKept
@@ -114,6 +142,13 @@ def test_the_latest_batch_on_an_attribute_may_feed_the_loss() -> None:
         return cross_entropy(model, batch) + model.latest.square().mean(1)
 
     assert dpcheck.check(LastActivation(), with_penalty, (X, Y)).ok
+
+
+def test_hooks_on_parameters_are_said_not_to_run() -> None:
+    model = nn.Linear(4, 3)
+    model.weight.register_hook(lambda grad: grad / grad.norm())
+    report = dpcheck.check(model, cross_entropy, (X, Y))
+    assert any("hooks on parameters (weight) do not run" in note for note in report.notes)
 
 
 HISTORY: list[Tensor] = []
