@@ -68,7 +68,7 @@ def group_norm_backward(op: Op) -> list[Samples | None]:
 
 
 _BATCH_NORM = (
-    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional", "cudnn_batch_norm",
+    "native_batch_norm", "_native_batch_norm_legit_functional", "cudnn_batch_norm",
     "_native_batch_norm_legit_no_training", "_batch_norm_with_update_functional",
     "_batch_norm_no_update",
 )  # fmt: skip

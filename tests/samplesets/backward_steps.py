@@ -72,7 +72,7 @@ LINEAR: dict[str, Back] = {
     "put": lambda g: torch.index_put(torch.zeros_like(g), (torch.arange(g.shape[0]).flip(0),), g, accumulate=True),
     "written": lambda g: _rows_halved(g),
     "windowed": lambda g: g.unfold(0, 2, 1).sum(-1).sum(0, keepdim=True).expand_as(g),
-    "detour": lambda g: g.float().double().unsqueeze(0).expand(2, -1, -1).sum(0),
+    "detour": lambda g: g.unsqueeze(0).expand(2, -1, -1).sum(0),
 }
 CURVED: dict[str, Back] = {
     "tanh": torch.tanh,

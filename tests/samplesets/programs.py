@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -42,6 +43,13 @@ class Program:
 
     def __str__(self) -> str:
         return " | ".join(f"{s.name}[{s.layout}, {s.axis}]" for s in self.steps) + f" -> {self.loss}"
+
+
+def program(text: str) -> Program:
+    """The program that prints as ``text``."""
+    steps, _, loss = text.partition(" -> ")
+    found = re.findall(r"(\S+?)\[(\S+), (\d)\]", steps)
+    return Program(tuple(Step(name, layout, int(axis)) for name, layout, axis in found), loss)
 
 
 class Model(nn.Module):
