@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpcheck.drawing import NORMAL, USUAL, fixed_draws
+from dpcheck.drawing import NORMAL, USUAL, Draws, fixed_draws
 
 _UNIFORM = frozenset({"rand", "rand_like", "uniform"})
 _NORMAL = frozenset({"randn", "randn_like", "normal", "normal_functional", "log_normal", "exponential", "cauchy"})
@@ -52,17 +52,22 @@ class FixedChance(TorchDispatchMode):
 
     def __init__(self, uniform: float = USUAL) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.uniform = uniform
-        self.draws = ExitStack()
+        self.uniform, self.filled = uniform, False
+        self.draws, self.stack = Draws(), ExitStack()
+
+    @property
+    def drew(self) -> bool:
+        """Whether anything was drawn from [0, 1) or by Python or NumPy."""
+        return self.filled or bool(self.draws.called)
 
     def __enter__(self) -> Self:
-        self.draws.enter_context(fixed_draws(self.uniform))
+        self.draws = self.stack.enter_context(fixed_draws(self.uniform))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *failure: Any) -> None:
         super().__exit__(*failure)  # type: ignore[no-untyped-call]
-        self.draws.close()
+        self.stack.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -86,6 +91,7 @@ class FixedChance(TorchDispatchMode):
         if name.startswith(("randint", "random")) or name == "multinomial":
             return _fill(target, int(args[0]) if func is torch.ops.aten.randint.low else 0)
         if name in _UNIFORM:
+            self.filled = True
             return _fill(target, self.uniform)
         if name in _NORMAL:
             return _fill(target, NORMAL)

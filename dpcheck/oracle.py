@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from dpcheck import inputs
 from dpcheck.capture import LossFn, first_line
 from dpcheck.determinism import FixedChance
+from dpcheck.drawing import EXTREMES, USUAL
 from dpcheck.facts import OracleResult
 from dpcheck.sandbox import sandbox, swapped, tensors_of
 
@@ -30,7 +31,8 @@ def isolate(
 ) -> OracleResult:
     """Compare the loss and the gradient of every sample in a batch with those of the sample alone.
 
-    In float64, at several scales of the floating-point inputs, with fixed chance. Where the model cannot run one
+    In float64, at several scales of the floating-point inputs, with fixed chance: what is drawn from [0, 1) is of usual
+    size, and in further runs, if the model draws, small and large. Where the model cannot run one
     sample (a layer that needs two), the sample is put among other companions instead. The gradient of the sum of the
     losses is compared with the sum of the gradients, too. A difference is a proof that samples mix, or that a sample's
     loss depends on its place in the batch or on how many there are; no difference proves nothing.
@@ -45,19 +47,22 @@ def isolate(
     dtype = torch.float32 if few else dtype
     rows = [i % max(size, 2) for i in range(2 if few else SAMPLES)]
     worst, where, count = 0.0, "losses", 0
-    for scale in SCALES[: 1 if quick or few else None]:
+    conditions = [(scale, USUAL) for scale in SCALES[: 1 if quick or few else None]]
+    for scale, uniform in conditions:
         scaled = _two_at_least(_scaled(inputs.to_dtype(batch, dtype), scale))
+        compare = _turned_and_parted if quick else _alone
         try:
-            if quick:
-                found = _turned_and_parted(model, loss_fn, scaled, rows, dtype)
-            else:
-                found = _alone(model, loss_fn, scaled, rows, dtype)
+            with FixedChance(uniform) as chance:
+                found = compare(model, loss_fn, scaled, rows, dtype)
         except Exception as error:
             if dtype is torch.float64:
                 return isolate(model, loss_fn, batch, dtype=torch.float32, quick=quick)
             if count:
                 continue
             return OracleResult(False, 0.0, "nothing", 0, f"{type(error).__name__}: {first_line(error)}")
+        if chance.drew and not quick and len(conditions) == len(SCALES):
+            # A branch may depend on what was drawn.
+            conditions += [(SCALES[0], extreme) for extreme in EXTREMES]
         count += len(found)
         for what, difference in found:
             if difference > worst:
@@ -158,7 +163,7 @@ def _weighted(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The losses, and the gradient of their weighted sum."""
     state, wanted = _state(model, dtype)
-    with sandbox(model), FixedChance(), swapped(model, state):
+    with sandbox(model), swapped(model, state):
         losses = loss_fn(model, batch)
         grads: Any = [None] * len(wanted)
         if losses.requires_grad:
@@ -174,7 +179,7 @@ def _each(
     With more than one position the gradient of the sum of all losses follows.
     """
     state, wanted = _state(model, dtype)
-    with sandbox(model), FixedChance(), swapped(model, state):
+    with sandbox(model), swapped(model, state):
         losses = loss_fn(model, batch)
         results = []
         for i in positions:

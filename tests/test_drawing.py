@@ -75,8 +75,9 @@ def test_a_layer_left_out_by_chance_is_no_mixing_and_is_trained_without_a_frozen
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.95])
 def test_a_branch_of_chance_that_mixes_is_found_however_rarely_it_is_taken(draw: str, threshold: float) -> None:
-    report = dpcheck.check(Dropped(DRAWS[draw], threshold, mixes=True), loss_fn, batch(4))
-    assert report.verdict == "mixing"
+    model, example = Dropped(DRAWS[draw], threshold, mixes=True), batch(4)
+    assert dpcheck.check(model, loss_fn, example).verdict == "mixing"
+    assert isolate(model, loss_fn, example).mixing
 
 
 def test_a_draw_that_cannot_be_fixed_leaves_a_branch_unproven() -> None:
