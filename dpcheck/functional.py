@@ -51,8 +51,8 @@ class _Replay(fx.Interpreter):
             self.carry.meta = {key: n.meta[key] for key in ("half", "origin") if key in n.meta}
         if n in self.free:
             # Without mutation some values lie otherwise in memory, so that a view may be impossible.
-            source, shape = self.map_nodes_to_values(n.args, n)
-            return source.reshape(shape)
+            given: Any = self.map_nodes_to_values(n.args, n)
+            return given[0].reshape(given[1])
         return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
