@@ -20,6 +20,7 @@ aten = torch.ops.aten
 USUAL, NORMAL = 0.375, 0.6745
 # Draws from [0, 1) between which nearly every probability lies that a model compares a draw with.
 EXTREMES = (0.001, 0.999)
+_SEED = 20201113
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Draws:
 def fixed_draws(u: float | None) -> Iterator[Draws]:
     """Every uniform draw is ``u`` of its range; a choice takes what lies at ``u``, a sample the first, a shuffle turns.
 
-    Only the functions of the modules ``random`` and ``numpy.random``; a generator that the model keeps is its own.
+    Only the functions of the modules ``random`` and ``numpy.random``, and ``torch.seed``, which gives a fixed seed; a
+    generator that the model keeps is its own.
     With ``None`` nothing is fixed.
     """
     draws = Draws()
@@ -49,10 +51,19 @@ def fixed_draws(u: float | None) -> Iterator[Draws]:
     before = _states()
     python, numpy = _noting(draws.called, _python(u)), _noting(draws.called, _numpy(u))
     try:
-        with mock.patch.dict(vars(random), python), mock.patch.dict(vars(np.random), numpy):
+        with (
+            mock.patch.dict(vars(random), python),
+            mock.patch.dict(vars(np.random), numpy),
+            mock.patch.object(torch, "seed", _seed),
+        ):
             yield draws
     finally:
         draws.escaped = _states() != before
+
+
+def _seed() -> int:
+    torch.manual_seed(_SEED)
+    return _SEED
 
 
 def _states() -> tuple[Any, ...]:

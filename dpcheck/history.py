@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from dpcheck import inputs
 from dpcheck.capture import first_line
-from dpcheck.determinism import FixedChance
+from dpcheck.drawing import USUAL, fixed_draws
 from dpcheck.sandbox import sandbox, swapped
 
 _DEPTH = 4
@@ -137,7 +137,7 @@ def _chance_put_back(model: nn.Module) -> Iterator[None]:
 def _run(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], first: Any, second: Any) -> _Trail:
     originals = _registered(model)
     copies = {name: t.clone() for name, t in originals.items()}
-    with sandbox(model), torch.no_grad():
+    with sandbox(model), fixed_draws(USUAL), torch.no_grad():
         known = {path: {k: v for k, v in vars(m).items() if isinstance(v, _PLAIN)} for path, m in model.named_modules()}
         with swapped(model, copies):
             loss_fn(model, first)

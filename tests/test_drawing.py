@@ -116,6 +116,19 @@ def test_a_masked_assignment_is_captured_with_the_gradients_of_the_assignment() 
         torch.testing.assert_close(got, true)
 
 
+def test_a_seed_that_the_model_draws_and_keeps_is_no_data() -> None:
+    class Reseeded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.last = nn.Linear(4, 3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = torch.seed()
+            return self.head(F.dropout(x, 0.1))
+
+    assert dpcheck.check(Reseeded(), loss_fn, batch(4)).verdict == "independent"
+
+
 def test_draws_are_fixed_only_within_the_block_and_leave_the_generators_as_they_were() -> None:
     random.seed(1)
     np.random.seed(1)
