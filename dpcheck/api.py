@@ -60,7 +60,8 @@ def _verdict(facts: Facts) -> Verdict:
 
 def _method(facts: Facts) -> Literal["graph", "vmap", "single", "none"]:
     verdict = _verdict(facts)
-    if verdict == "mixing":
+    # Evaluating samples one at a time does not undo what is remembered outside the model.
+    if verdict == "mixing" or facts.past.drifts:
         return "none"
     if verdict == "unproven" or facts.touched.python_random:
         return "single"

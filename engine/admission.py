@@ -38,7 +38,10 @@ def checked_method(model: nn.Module, loss_fn: LossFn, few: Any) -> str:
     report = check(model, loss_fn, few)
     findings = [d for d in report.diagnostics if not d.code.startswith("DP9")]
     if report.method == "none" or findings:
-        shown = [f"{d.code} {d.name}{f' at {d.location}' if d.location else ''}: {d.message}" for d in findings]
+        shown = [
+            f"{d.code} {d.name}{f' at {d.location}' if d.location else ''}: {d.message}"
+            for d in findings or report.diagnostics
+        ]
         raise DpcheckError(
             "\n  ".join([f"this model cannot be trained privately as it is ({report.verdict})", *shown]),
             next="run dpcheck on its file for the source lines, or dpcheck.fix(model, loss_fn, batch, unsafe=True)",

@@ -219,7 +219,7 @@ def number(x: Tensor) -> Tensor:
 
 
 def shape(x: Tensor) -> Tensor:
-    return x + x[x > 0].nonzero().shape[0]  # HERE
+    return x + x[x.sum(1) > 0].sum(0)  # HERE
 
 
 class Refuses(torch.autograd.Function):

@@ -178,3 +178,20 @@ def test_a_count_outside_the_model_leaves_it_unproven() -> None:
     report = dpcheck.check(nn.Linear(4, 3), annealed, (X, Y))
     assert report.verdict != "independent"
     assert any("at each call" in d.message for d in report.diagnostics)
+
+
+def test_the_engine_refuses_what_is_remembered_outside_the_model() -> None:
+    """One sample at a time would not help: each would still see what the others left behind."""
+    calls = []
+
+    def annealed(model: nn.Module, batch: Any) -> Tensor:
+        calls.append(1)
+        return cross_entropy(model, batch) * len(calls)
+
+    model = nn.Linear(4, 3)
+    assert dpcheck.check(model, annealed, (X, Y)).method == "none"
+    with pytest.raises(dpcheck.DpcheckError, match="at each call"):
+        dpcheck.PrivacyEngine(
+            model, annealed, torch.optim.SGD(model.parameters(), lr=0.1), torch.utils.data.TensorDataset(X, Y),
+            expected_batch_size=2, max_grad_norm=1.0, delta=1e-3, noise_multiplier=1.0, steps=1,
+        )  # fmt: skip
