@@ -47,7 +47,9 @@ LOSSES: dict[str, Loss] = {
     "bce_of_chances": lambda h, y: F.binary_cross_entropy(_pooled(h).sigmoid(), _hot(h, y), reduction="none").mean(1),
     "kl": lambda h, y: F.kl_div(_pooled(h).log_softmax(-1), _hot(h, y), reduction="none").sum(1),
     "poisson": lambda h, y: F.poisson_nll_loss(h.mean((1, 2)).tanh(), y.to(h.dtype), reduction="none"),
-    "margin": lambda h, y: F.margin_ranking_loss(h[:, 0, 0], h[:, 1, 0], y.sign().to(h.dtype), reduction="none"),
+    # A margin of its own, so that equal values are not at the kink, where rounding decides.
+    "margin": lambda h, y: F.margin_ranking_loss(
+        h[:, 0, 0], h[:, 1, 0], y.sign().to(h.dtype), margin=0.3, reduction="none"),
     "triplet": lambda h, y: F.triplet_margin_loss(h[:, 0], h[:, 1], h[:, 2], reduction="none"),
     "cosine": lambda h, y: 1 - F.cosine_similarity(h[:, 0], h[:, -1] + 1, dim=-1),
     "gathered": lambda h, y: -h[torch.arange(h.shape[0]), 1].log_softmax(-1).gather(1, y[:, None])[:, 0],
