@@ -50,8 +50,8 @@ class Residual(nn.Module):
             self.skip = nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.GroupNorm(32, o))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.na(self.a(x)), inplace=True)
-        return F.relu(self.nb(self.b(h)) + self.skip(x), inplace=True)
+        h = F.relu(self.na(self.a(x)))
+        return F.relu(self.nb(self.b(h)) + self.skip(x))
 
 
 def resnet18() -> tuple[nn.Module, Any, Any]:
@@ -103,7 +103,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, classes) if classes else None
 
     def forward(self, ids: Tensor) -> Tensor:
-        h = self.token(ids) + self.position(torch.arange(ids.shape[1], device=ids.device)[None])
+        h = self.token(ids) + self.position(torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
         for norm_a, attention, norm_b, feed in self.layers:  # type: ignore[misc]
             h = h + attention(norm_a(h))
             h = h + feed(norm_b(h))

@@ -94,9 +94,12 @@ def opacus(mode: str) -> Make:
             from opacus.grad_sample import grad_sample_module_fast_gradient_clipping as fast_clipping
             from opacus.optimizers import DPOptimizer
             from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
+            from opacus.validators import ModuleValidator
         except ImportError as error:
             raise Unable("opacus is not installed") from error
         size = size_of(batch)
+        if ModuleValidator.validate(model):
+            model = ModuleValidator.fix(model)  # its own LSTM for torch's
         sgd = torch.optim.SGD(model.parameters(), lr=LR)
         noise: dict[str, Any] = {"noise_multiplier": sigma, "max_grad_norm": C, "expected_batch_size": size}
         if mode == "ghost":
@@ -194,7 +197,8 @@ def error(name: str, made: tuple[nn.Module, Any, Any]) -> float:
         _guarded(which, copied, loss_fn, batch, 0.0, 1)
     errors = []
     for a, b in zip(*(m.parameters() for m in models), strict=True):
-        assert a.grad is not None and b.grad is not None
+        if a.grad is None or b.grad is None:
+            return float("nan")  # the method runs a model of its own
         errors.append(float((a.grad * size_of(batch) - b.grad).norm() / b.grad.norm().clamp_min(1e-12)))
     return max(errors)
 

@@ -27,15 +27,13 @@ class NotCovered(Exception):
 
 @dataclass(frozen=True)
 class Suffix:
-    """What lies between the sites and a gradient: linear in the ``count`` site outputs, then constants."""
+    """What lies between the sites and a gradient: linear in the ``count`` site outputs, then constants.
+
+    The plan applies it once to the sums, and where a norm needs it to every sample.
+    """
 
     module: fx.GraphModule
     count: int
-
-    def once(self, *values: Tensor) -> Tensor:
-        """Applied to the sums."""
-        result: Tensor = self.module(*values)
-        return result
 
     def each(self, *values: Tensor) -> Tensor:
         """Applied to every sample's contributions, [B, ...]."""
@@ -54,6 +52,7 @@ class Contribution:
         isometric: one site, then only ops that keep the norm: the site's norms are the parameter's.
         suffix: from the site outputs to the gradient.
         constants: nodes of sample-independent values that the suffix uses.
+        shape: of the gradient.
     """
 
     name: str
@@ -61,6 +60,7 @@ class Contribution:
     isometric: bool
     suffix: Suffix
     constants: tuple[fx.Node, ...]
+    shape: tuple[int, ...]
 
 
 class Finder:
@@ -92,13 +92,14 @@ class Finder:
         downstream = self._downstream(gradient)
         joint = self._joint(name, gradient) if len(downstream) > 1 else None
         if joint is not None:
-            return Contribution(name, (joint,), True, _identity(), ())
+            return Contribution(name, (joint,), True, _identity(), (), self.sites[joint].shape)
         found = sorted({self._site(node, output, name) for node, output in self._outputs(downstream, gradient)})
         suffix, constants = self._suffix(downstream, gradient, found)
         plain = all(packet_of(n.target) in _ISOMETRIES for n in downstream if n.target is not operator.getitem)
         chain = all(len([s for s in n.all_input_nodes if s in downstream]) <= 1 for n in downstream)
         isometric = len(found) == 1 and plain and chain
-        return Contribution(name, tuple(found), isometric, suffix, tuple(constants))
+        shape = tuple(gradient.meta["val"].shape)
+        return Contribution(name, tuple(found), isometric, suffix, tuple(constants), shape)
 
     def _downstream(self, gradient: fx.Node) -> list[fx.Node]:
         """Nodes between the sites and the gradient, in graph order, without the site ops and their selections."""

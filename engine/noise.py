@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+import numpy as np
 import torch
 from dpcheck.engine.streams import Stream
 from torch import Tensor
@@ -71,9 +72,11 @@ class Gaussian:
         return released
 
     def _add_noise(self, pieces: list[Tensor], stream: Stream, divisor: int) -> None:
-        sizes = [len(piece) for piece in pieces]
+        sizes, drawn = [len(piece) for piece in pieces], np.empty(_PIECE)
         for first, last in _runs(sizes):
-            noise = torch.from_numpy(stream.normals(sum(sizes[first:last]))).mul_(self.std)
+            values = drawn[: sum(sizes[first:last])]
+            stream.fill(values)
+            noise = torch.from_numpy(values).mul_(self.std)
             for piece, own in zip(pieces[first:last], noise.split(sizes[first:last]), strict=True):
                 piece.copy_(own.to(piece.device).add_(piece).div_(divisor))
 

@@ -164,6 +164,14 @@ class _Planner:
         constants = tuple(self.env[node] for node in c.constants)
         return self.graph.call_function(c.suffix.each, (*[kept[i] for i in c.sites], *constants))
 
+    def _inline(self, c: Contribution, values: list[fx.Node]) -> fx.Node:
+        """The suffix applied once, its nodes among those of the plan: a call of a module costs more than a view."""
+        given = [*values, *(self.env[node] for node in c.constants)]
+        holders = [node for node in c.suffix.module.graph.nodes if node.op == "placeholder"]
+        made = self.graph.graph_copy(c.suffix.module.graph, dict(zip(holders, given, strict=True)))
+        assert isinstance(made, fx.Node)
+        return made
+
     def _growth(self, c: Contribution) -> int:
         """Bytes that the sum takes, less those that it sets free: what frees most comes first."""
         return sum(4 * math.prod(site.shape) - site.operand_bytes() for site in (self.sites[i] for i in c.sites))
@@ -181,13 +189,15 @@ class _Planner:
         sums: dict[int, fx.Node] = {}
         gradients: dict[str, fx.Node] = {}
         for c in sorted(contributions, key=self._growth):
+            if c.name in each and math.prod(c.shape) <= sum(math.prod(self.sites[i].shape) for i in c.sites):
+                gradients[c.name] = self.graph.call_function(weighted_of, (factors, each[c.name]))
+                continue
             for i in c.sites:
                 if i not in sums:
                     values = (kept[i],) if i in kept else self._values(self.sites[i])
                     how = weighted_of if i in kept else self.sites[i].weighted
                     sums[i] = self.graph.call_function(how, (factors, *values))
-            constants = tuple(self.env[node] for node in c.constants)
-            gradients[c.name] = self.graph.call_function(c.suffix.once, (*[sums[i] for i in c.sites], *constants))
+            gradients[c.name] = self._inline(c, [sums[i] for i in c.sites])
         return gradients
 
 

@@ -26,6 +26,9 @@ class Stream(Protocol):
     def normals(self, count: int) -> Floats:
         """``count`` standard normal values in float64, shape [count]."""
 
+    def fill(self, out: Floats) -> None:
+        """The same as ``normals(len(out))``, written into ``out``, which saves fresh memory."""
+
     def parts(self, count: int) -> list[Stream]:
         """``count`` streams, independent of each other and of this one; ask once, as for the stream itself."""
 
@@ -48,8 +51,11 @@ class KeyedStream:
 
     def normals(self, count: int) -> Floats:
         values = np.empty(count)
-        self._ziggurat.fill(values)
+        self.fill(values)
         return values
+
+    def fill(self, out: Floats) -> None:
+        self._ziggurat.fill(out)
 
     def parts(self, count: int) -> list[Stream]:
         return [KeyedStream(hashlib.sha256(self._key + f"part {i}".encode()).digest()) for i in range(count)]
@@ -65,6 +71,9 @@ class SystemStream:
         first = self.words(count)
         wide = (first >> np.uint64(1)) < np.uint64(2**53)
         return normals_from_words(first, self.words(int(wide.sum())))
+
+    def fill(self, out: Floats) -> None:
+        out[:] = self.normals(len(out))
 
     def parts(self, count: int) -> list[Stream]:
         return [self] * count

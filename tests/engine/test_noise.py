@@ -18,6 +18,9 @@ class Ones:
     def normals(self, count):
         return np.ones(count)
 
+    def fill(self, out):
+        out[:] = 1.0
+
     def parts(self, count):
         return [self] * count
 
