@@ -8,12 +8,52 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.weak import WeakIdKeyDictionary
 
 from dpcheck.drawing import constant_draw, is_drawn_number
 from dpcheck.source import Origin, origin_here
+
+# Elements of a tensor up to which its numbers are followed.
+_SMALL = 1 << 18
+
+
+class Constants:
+    """What is known while tracing: numbers made from nothing but shapes, such as masks of ones.
+
+    Each is computed beside its fake tensor, so that Python may ask for it (``if mask.any()``) without asking for data.
+    """
+
+    def __init__(self) -> None:
+        self.known: Any = WeakIdKeyDictionary()
+        self.spoilt: set[int] = set()
+
+    def value(self, t: Tensor) -> Tensor | None:
+        if type(t) is Tensor and t.numel() <= _SMALL:
+            with _disable_current_modes():
+                return t.detach().clone()
+        real: Tensor | None = self.known.get(t)
+        return None if real is None or real.untyped_storage()._cdata in self.spoilt else real
+
+    def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Run the op on known values; what is written with unknown ones is known no more."""
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        small = all(isinstance(n, int) for t in made for n in t.shape) and all(t.numel() <= _SMALL for t in made)
+        chance = torch.Tag.nondeterministic_seeded in func.tags
+        if chance or not small or any(self.value(t) is None for t in given):
+            if func._schema.is_mutable:
+                self.spoilt |= {self.known[t].untyped_storage()._cdata for t in given if t in self.known}
+            return
+        args, kwargs = pytree.tree_map_only(Tensor, self.value, (args, kwargs))
+        with _disable_current_modes():
+            real = func(*args, **kwargs)
+        for fake, t in zip(made, (t for t in pytree.tree_leaves(real) if isinstance(t, Tensor)), strict=True):
+            self.known[fake] = t
 
 
 class Recorder(TorchDispatchMode):
@@ -23,10 +63,16 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.paths, self.root, self.half, self.chance = paths, root, "forward", chance
         self.by_sequence: dict[int, Origin] = {}
-        self.drew = False
+        self.drew, self.constants = False, Constants()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            number = self.constants.value(args[0])
+            if number is not None:
+                return number.item()
         out = func(*args, **(kwargs or {}))
+        if self.half == "forward":
+            self.constants.follow(func, args, kwargs or {}, out)
         if is_drawn_number(func, out):
             self.drew = True
             if self.chance is not None:
