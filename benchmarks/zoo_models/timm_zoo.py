@@ -13,7 +13,6 @@ import timm  # noqa: E402
 
 # Model: (side of the image, arguments that make it shallow).
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
-    "bat_resnext26ts": (256, {}),
     "beit_base_patch16_224": (32, {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 4}),
     "botnet26t_256": (64, {"img_size": 64}),
     "caformer_s18": (32, {}),
@@ -44,9 +43,9 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
     "fastvit_t8": (64, {}),
     "focalnet_tiny_srf": (32, {}),
     "gcvit_xxtiny": (224, {}),
+    "gernet_s": (32, {}),
     "ghostnet_050": (32, {}),
     "gmlp_ti16_224": (32, {"img_size": 32}),
-    "halonet26t": (256, {}),
     "hardcorenas_a": (32, {}),
     "hgnetv2_b0": (64, {}),
     "hiera_tiny_224": (64, {"img_size": 64, "stages": (1, 1, 1, 1)}),

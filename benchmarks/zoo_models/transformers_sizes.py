@@ -52,5 +52,7 @@ EXTRA: dict[str, dict[str, Any]] = {
         "attention_head_size": 8,
         "is_decoder": False,
     },
-    "funnel": {"block_sizes": [1, 1], "d_head": 8, "d_model": 32},
+    "longformer": {"attention_window": 4},
+    "led": {"attention_window": 4, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
+    "funnel": {"num_hidden_layers": None, "block_sizes": [1, 1], "d_head": 8, "d_model": 32},
 }

@@ -55,7 +55,8 @@ def small_config(name: str) -> Any:
     """The architecture's default configuration with every size that it has made tiny."""
     base = transformers.AutoConfig.for_model(name)
     known = {key: value for key, value in SMALL.items() if _fits(base, key, value)}
-    config = transformers.AutoConfig.for_model(name, **{**known, **EXTRA.get(name, {})})
+    sizes = {key: value for key, value in {**known, **EXTRA.get(name, {})}.items() if value is not None}
+    config = transformers.AutoConfig.for_model(name, **sizes)
     config.use_cache = False
     return config
 
