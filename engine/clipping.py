@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +12,7 @@ import torch
 from dpcheck.engine import fallback
 from dpcheck.engine.contributions import NotCovered
 from dpcheck.engine.plan import Plan, clip_factors, make_plan
+from dpcheck.engine.refusals import check_finite, lacks_memory, mixing, no_memory
 from dpcheck.engine.sites.base import square_norms_of
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -17,11 +20,13 @@ from torch.utils import _pytree as pytree
 from dpcheck import inputs
 from dpcheck.capture import CaptureFailure, LossFn, capture
 from dpcheck.errors import DpcheckError
-from dpcheck.facts import Event
 from dpcheck.samplesets import analyse
 from dpcheck.unit import Unit, adapted
 
+log = logging.getLogger("dpcheck")
+
 Method = Literal["auto", "graph", "vmap", "single"]
+PlanResult = tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]
 _CACHE = 16
 _PLAIN = (bool, int, float, str, type(None), Tensor)
 
@@ -65,6 +70,8 @@ class Clipper:
         self.method: str = "undecided" if method == "auto" else method
         self.reason = ""
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        # Samples at once; halved when memory runs out.
+        self._at_most: float = math.inf
 
     def __call__(self, batch: Any, weights: Tensor | None = None) -> Clipped:
         """Clip and sum. ``weights`` [B] is 1 for a sample and 0 for padding."""
@@ -82,6 +89,8 @@ class Clipper:
             # The plan needs two samples to tell them apart; the second weighs nothing.
             both = self(inputs.take(batch, [0, 0]), torch.cat([weights, weights.new_zeros(1)]))
             return Clipped(both.grads, both.norms[:1], both.losses[:1])
+        if size > self._at_most:
+            return self._in_parts(batch, weights)
         plan = self.plan(batch)
         return self._by_plan(plan, batch, weights) if plan is not None else self._by_fallback(batch, weights)
 
@@ -136,7 +145,7 @@ class Clipper:
         analysis = analyse(result)
         refuted = [event for event in analysis.events if event.kind in ("forward", "backward")]
         if refuted:
-            raise _mixing(refuted[0])
+            raise mixing(refuted[0])
         leaks = [b for b in analysis.buffers if b.kind == "data"]
         if leaks:
             raise DpcheckError(
@@ -161,13 +170,42 @@ class Clipper:
         return None
 
     def _by_plan(self, plan: Plan, batch: Any, weights: Tensor) -> Clipped:
-        losses, norms, grads, after = run_plan(plan, self.model, batch, weights, self.max_grad_norm)
-        _check_finite(losses, norms, weights)
+        found = self._run(plan, batch, weights)
+        if found is None:
+            return self._in_parts(batch, weights)
+        losses, norms, grads, after = found
+        check_finite(losses, norms, weights)
         buffers = dict(self.model.named_buffers())
         with torch.no_grad():
             for name, value in after.items():
                 buffers[name].copy_(value)
         return Clipped(_complete(dict(self.model.named_parameters()), grads), norms, losses)
+
+    def _run(self, plan: Plan, batch: Any, weights: Tensor) -> PlanResult | None:
+        """What the plan computes; ``None``, and fewer samples at once from now on, where memory does not suffice."""
+        size = len(weights)
+        try:
+            return run_plan(plan, self.model, batch, weights, self.max_grad_norm)
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
+            if size <= 2:
+                raise no_memory(size) from error
+        # Out of the handler: the error holds what the plan had computed so far.
+        self._at_most = (size + 1) // 2
+        log.warning("out of memory with %d samples at once: continued with %d at once", size, self._at_most)
+        return None
+
+    def _in_parts(self, batch: Any, weights: Tensor) -> Clipped:
+        """The same sums, of a few samples at a time. Nothing is written before a part is computed."""
+        size, step = len(weights), int(self._at_most)
+        ranges = [list(range(first, min(first + step, size))) for first in range(0, size, step)]
+        parts = [self(inputs.take(batch, own), weights[own]) for own in ranges]
+        total = parts[0].grads
+        for part in parts[1:]:
+            for name, grad in part.grads.items():
+                total[name].add_(grad)
+        return Clipped(total, torch.cat([p.norms for p in parts]), torch.cat([p.losses for p in parts]))
 
     # -- the fallbacks
 
@@ -184,7 +222,7 @@ class Clipper:
                 self.reason += f"; vmap: {type(error).__name__}"
                 return self._one_by_one(batch, weights)
             norms = _norms(each)
-            _check_finite(losses, norms, weights)
+            check_finite(losses, norms, weights)
             factors = clip_factors(norms, self.max_grad_norm, weights.to(norms.dtype))
             grads = {n: torch.einsum("b,b...->...", factors.to(g.dtype), g) for n, g in each.items()}
             return Clipped(_complete(dict(self.model.named_parameters()), grads), norms, losses)
@@ -197,7 +235,7 @@ class Clipper:
         for i in range(len(weights)):
             loss, grads = fallback.single_gradient(self.model, self.loss_fn, batch, i)
             norm = _norms({n: g.unsqueeze(0) for n, g in grads.items()})
-            _check_finite(loss.view(1), norm, weights[i : i + 1], first=i)
+            check_finite(loss.view(1), norm, weights[i : i + 1], first=i)
             factor = clip_factors(norm, self.max_grad_norm, weights[i : i + 1].to(norm.dtype))
             for name, grad in grads.items():
                 total[name] += factor.to(grad.dtype) * grad
@@ -231,27 +269,6 @@ def _complete(parameters: dict[str, nn.Parameter], grads: dict[str, Tensor]) -> 
             result[name] = whole.clone() if whole.untyped_storage().data_ptr() in seen else whole
             seen.add(result[name].untyped_storage().data_ptr())
     return result
-
-
-def _check_finite(losses: Tensor, norms: Tensor, weights: Tensor, first: int = 0) -> None:
-    bad = (~(torch.isfinite(losses) & torch.isfinite(norms)) & (weights != 0)).nonzero().flatten().tolist()
-    padded = (~torch.isfinite(norms) & (weights == 0)).any()
-    if bad or bool(padded):
-        names = ", ".join(str(first + i) for i in bad[:8]) or "padding"
-        raise DpcheckError(
-            f"the loss or gradient of sample {names} of the batch is not finite; nothing was changed",
-            next="look at these samples, or lower the learning rate: such a gradient cannot be clipped",
-        )
-
-
-def _mixing(event: Event) -> DpcheckError:
-    location = event.origin.location if event.origin else None
-    module = event.origin.module if event.origin else None
-    return DpcheckError(
-        f"samples of the batch mix: {event.op} {event.reason}" + (f" in module {module!r}" if module else ""),
-        where=str(location) if location else None,
-        next="run dpcheck.check(model, loss_fn, batch) for all findings, or dpcheck.fix(...) to mend them",
-    )
 
 
 def clipped_grads(
@@ -294,9 +311,7 @@ def per_sample_grads(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[dic
     return grads, ""
 
 
-def run_plan(
-    plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad_norm: float
-) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+def run_plan(plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad_norm: float) -> PlanResult:
     """Losses [B], norms [B], gradients and the buffers' new values by name; nothing of the model is written."""
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]

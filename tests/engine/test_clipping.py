@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dpcheck.engine import clipped_grads
-from dpcheck.engine.clipping import Clipper, per_sample_grads
+from dpcheck.engine import clipped_grads, clipping
+from dpcheck.engine.clipping import Clipper, per_sample_grads, run_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from test_sites import examples
@@ -262,3 +262,49 @@ def test_per_sample_grads_have_a_reason_where_there_are_none():
     grads, reason = per_sample_grads(nn.EmbeddingBag(4, 2), output_losses, torch.tensor([[0, 1], [2, 2]]))
     assert grads == {}
     assert "_embedding_bag" in reason
+
+
+@pytest.mark.parametrize("size", [4, 7])
+@pytest.mark.parametrize("room", [2, 3])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()]
+)
+def test_out_of_memory_is_repeated_with_fewer_samples_at_once(size, room, error, monkeypatch, caplog):
+    tried = []
+
+    def limited(plan, model, batch, weights, bound):
+        tried.append(len(weights))
+        if len(weights) > room:
+            raise error
+        return run_plan(plan, model, batch, weights, bound)
+
+    monkeypatch.setattr(clipping, "run_plan", limited)
+    model, x = network(), torch.randn(size, 2, 4, dtype=torch.float64)
+    weights = torch.arange(size) % 2 + 0.5
+    clipper = Clipper(model, output_losses, max_grad_norm=1.0)
+    for _ in range(2):
+        close(clipper((x,), weights), definition(model, output_losses, (x,), 1.0, weights))
+    assert "out of memory" in caplog.text
+    # The second call does not try what failed before.
+    assert sum(count > room for count in tried) == {(4, 2): 1, (4, 3): 1, (7, 2): 2, (7, 3): 2}[size, room]
+
+
+def test_memory_that_does_not_suffice_for_two_samples_is_an_error(monkeypatch):
+    def none(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(clipping, "run_plan", none)
+    model = network()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(DpcheckError, match="memory does not suffice for the gradients of 2 samples"):
+        Clipper(model, output_losses, max_grad_norm=1.0)((torch.randn(5, 2, 4, dtype=torch.float64),))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(clipping, "run_plan", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        Clipper(network(), output_losses, max_grad_norm=1.0)((torch.randn(5, 2, 4, dtype=torch.float64),))
