@@ -35,7 +35,9 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     for zoo in options.zoo:
         entries = importlib.import_module(f"zoo_models.{zoo}_zoo").entries()
-        chosen = [e for e in entries if re.search(options.match, e.name) and (not options.kind or e.kind in options.kind)]
+        chosen = [
+            e for e in entries if re.search(options.match, e.name) and (not options.kind or e.kind in options.kind)
+        ]
         for done in _all(chosen, options):
             results.append({"zoo": zoo, **done})
             print(_line(results[-1]), file=sys.stderr, flush=True)
