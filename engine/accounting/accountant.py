@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dpcheck.engine.accounting.bounds import Bounds, Phase, Unit
+from dpcheck.engine.accounting.estimate import Composition, Step
 from dpcheck.engine.accounting.gaussian import gaussian_delta, gaussian_epsilon
 from dpcheck.engine.accounting.pairs import UNIT, Direction, Loss, Mixture, Pair, without_replacement
-from dpcheck.engine.accounting.pld import Composition, Step, delta_between, epsilon_between, probe
+from dpcheck.engine.accounting.pld import delta_between, epsilon_between, probe
 from dpcheck.engine.accounting.rdp import rdp_upper
 
 from dpcheck.errors import DpcheckError
@@ -64,7 +65,9 @@ def epsilon_bounds(phases: Sequence[Phase], delta: float, unit: Unit, quick: boo
             if not probe(other, delta, upper):
                 bounds = epsilon_between(other, delta, quick)
                 lower, upper = max(lower, bounds[0]), max(upper, bounds[1])
-    if unit == Unit() and not (quick and math.isfinite(upper)):
+    # RDP is never below our lower bound, so that there is nothing to gain from it where that is close.
+    wide = not math.isfinite(upper) or upper - lower > (0.1 if quick else 0.001) * upper
+    if unit == Unit() and wide:
         renyi = rdp_upper(phases, delta)
         if renyi < upper:
             upper, method = renyi, "RDP"

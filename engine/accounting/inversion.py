@@ -40,6 +40,8 @@ from numpy.typing import NDArray
 _ONE_THREAD = 200_000
 # Terms summed at once, about the square root of how many there are: the error grows with these and with their number.
 _DEPTH = 64
+# Terms whose exponentials are kept at once; a multiple of _DEPTH.
+_CHUNK = 64 * _DEPTH
 
 
 @dataclass(frozen=True)
@@ -205,18 +207,19 @@ def _on_line(transform: Transform, spacing: float, count: int) -> NDArray[np.com
     """``sum_j weights_j exp(i k spacing losses_j)``, k below ``count``, as a product of matrices: k in two digits."""
     block = math.isqrt(count - 1) + 1
     rows = -(-count // block)
-    turns: Vector = spacing * transform.losses
-    coarse = np.exp(1j * np.outer(block * np.arange(rows), turns)) * transform.weights
-    fine = np.exp(1j * np.outer(turns, np.arange(block)))
-    left = np.concatenate([coarse.real, coarse.imag])
-    right = np.concatenate([fine.real, fine.imag], axis=1)
     total = np.zeros((2 * rows, 2 * block))
     # Real products this small stay on one thread: on a busy machine, waiting for a second takes longer than the work.
     tall = max(1, _ONE_THREAD // (_DEPTH * 2 * block))
-    for start in range(0, len(turns), _DEPTH):
-        piece = right[start : start + _DEPTH]
-        for row in range(0, 2 * rows, tall):
-            total[row : row + tall] += left[row : row + tall, start : start + _DEPTH] @ piece
+    for begin in range(0, len(transform.losses), _CHUNK):
+        turns: Vector = spacing * transform.losses[begin : begin + _CHUNK]
+        coarse = np.exp(1j * np.outer(block * np.arange(rows), turns)) * transform.weights[begin : begin + _CHUNK]
+        fine = np.exp(1j * np.outer(turns, np.arange(block)))
+        left = np.concatenate([coarse.real, coarse.imag])
+        right = np.concatenate([fine.real, fine.imag], axis=1)
+        for start in range(0, len(turns), _DEPTH):
+            piece = right[start : start + _DEPTH]
+            for row in range(0, 2 * rows, tall):
+                total[row : row + tall] += left[row : row + tall, start : start + _DEPTH] @ piece
     real = total[:rows, :block] - total[rows:, block:]
     imaginary = total[:rows, block:] + total[rows:, :block]
     return (real + 1j * imaginary).ravel()[:count]

@@ -11,13 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from dpcheck.engine.accounting.estimate import LEAST_DELTA, Composition, estimated_delta, rough_of, windows_of
 from dpcheck.engine.accounting.inversion import Inversion, Kernel, Tilt, compose, invert
-from dpcheck.engine.accounting.pairs import Loss, Vector
-from dpcheck.engine.accounting.quadrature import Grid, Panels, panels_of, transform_of
+from dpcheck.engine.accounting.quadrature import Grid, panels_of, transform_of
 from scipy.optimize import brentq
-
-_OUTSIDE = 3e-4
 
 
 @dataclass(frozen=True)
@@ -37,83 +34,14 @@ class Attempt:
 
 
 _ATTEMPTS = (Attempt(0.04, 1e4, 0.003), Attempt(0.02, 4e4, 0.01), Attempt(0.005, 1.6e5, math.inf))
-_FINEST = 1e-9
+# The least width of the smoothing, relative to epsilon or to 1e-3.
+_FINEST = 1e-5
+# Products of a node and a point of the line: a few seconds' work.
+_MOST_WORK = 3e9
 # A relative error of a transform beyond which nothing is tried.
 _HOPELESS = 0.1
-# Of delta: smaller ones are not told apart.
-_LEAST = 1e-100
 # The real axis where Chernoff bounds are taken, relative to t.
 _RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A loss, composed ``count`` times with itself."""
-
-    loss: Loss
-    count: int
-
-
-@dataclass(frozen=True)
-class Composition:
-    """Steps in one direction, and Gaussian mechanisms without sampling with squared mean difference ``gaussian``."""
-
-    steps: tuple[Step, ...]
-    gaussian: float
-
-
-@dataclass(frozen=True)
-class _Rough:
-    """The loss of each step on a few nodes, for estimates."""
-
-    losses: tuple[Vector, ...]
-    log_weights: tuple[Vector, ...]
-    counts: tuple[int, ...]
-    gaussian: float
-
-    def cumulant(self, t: float) -> tuple[float, float, float]:
-        """log M(t) and its first two derivatives."""
-        value, first, second = self.gaussian * t * (t + 1) / 2, self.gaussian * (t + 0.5), self.gaussian
-        for losses, log_weights, count in zip(self.losses, self.log_weights, self.counts, strict=True):
-            exponents = log_weights + t * losses
-            largest = exponents.max()
-            weights = np.exp(exponents - largest)
-            total = weights.sum()
-            mean = float(weights @ losses / total)
-            value += count * float(largest + math.log(total))
-            first += count * mean
-            second += count * float(weights @ (losses - mean) ** 2 / total)
-        return value, first, second
-
-    def spread(self, t: float) -> float:
-        """The widest range of losses of one step that matter at t."""
-        widest = 0.0
-        for losses, log_weights in zip(self.losses, self.log_weights, strict=True):
-            exponents = log_weights + t * losses
-            matter = losses[exponents > exponents.max() - 36]
-            widest = max(widest, float(matter.max() - matter.min()))
-        return widest
-
-    def logs(self, t: float) -> list[float]:
-        """log M(t) of each step."""
-        pairs = zip(self.losses, self.log_weights, strict=True)
-        return [_Rough((losses,), (log_weights,), (1,), 0.0).cumulant(t)[0] for losses, log_weights in pairs]
-
-    def saddle(self, excess: Callable[[float], float]) -> float:
-        """The t at which ``excess``, which decreases, is zero, but not so small that periods would be long."""
-        low, high = 1e-6, 1e9
-        if excess(low) <= 0:
-            t = low
-        elif excess(high) >= 0:
-            t = high
-        else:
-            t = math.exp(float(brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=1e-3)))
-        return max(t, 0.5 / math.sqrt(self.cumulant(t)[2]))
-
-    def log_delta(self, t: float) -> float:
-        """An estimate of log delta at the epsilon for which t is the saddle point."""
-        value, first, second = self.cumulant(t)
-        return value - t * first - math.log1p(t * (t + 1) * math.sqrt(2 * math.pi * second))
 
 
 @dataclass(frozen=True)
@@ -187,7 +115,7 @@ def epsilon_between(composition: Composition, delta: float, quick: bool = False)
     lower, upper, near = 0.0, math.inf, None
     for attempt in _ATTEMPTS[:1] if quick else _ATTEMPTS:
         here = curve(composition, delta, attempt, near)
-        if here.smooth.line.error > _HOPELESS:
+        if here is None or here.smooth.line.error > _HOPELESS:
             break
         lower, upper = max(lower, here.epsilon_lower(delta)), min(upper, here.epsilon_upper(delta))
         if upper - lower <= attempt.enough * max(upper, 0.5) or not math.isfinite(upper):
@@ -199,48 +127,52 @@ def epsilon_between(composition: Composition, delta: float, quick: bool = False)
 def delta_between(composition: Composition, epsilon: float) -> tuple[float, float]:
     """Bounds of delta at an epsilon."""
     lower, upper = 0.0, 1.0
-    guess = _guess(composition, epsilon)
+    guess = estimated_delta(composition, epsilon)
     for attempt in (*_ATTEMPTS, *_ATTEMPTS[-1:] * 5):
         here = curve(composition, guess, attempt, epsilon)
+        if here is None:
+            break
         lower = max(lower, here.delta_lower(epsilon))
         upper = min(upper, here.delta_upper(epsilon))
         # A bound of delta moves t times as much as that of epsilon, and t epsilon is about 20.
         close = upper - lower <= 20 * attempt.enough * upper
-        if upper <= _LEAST or (close and guess <= 20 * upper):
+        if upper <= LEAST_DELTA or (close and guess <= 20 * upper):
             break
-        guess = max(upper / 2, _LEAST)
+        guess = max(upper / 2, LEAST_DELTA)
     return lower, upper
 
 
 def probe(composition: Composition, delta: float, epsilon: float) -> bool:
     """Whether delta at ``epsilon`` was computed to be at most ``delta``, at little cost."""
-    return math.isfinite(epsilon) and curve(composition, delta, _ATTEMPTS[0]).delta_upper(epsilon) <= delta
+    here = curve(composition, delta, _ATTEMPTS[0]) if math.isfinite(epsilon) else None
+    return here is not None and here.delta_upper(epsilon) <= delta
 
 
-def curve(composition: Composition, delta: float, attempt: Attempt, near: float | None = None) -> Curve:
-    """The curve near one epsilon.
+def curve(composition: Composition, delta: float, attempt: Attempt, near: float | None = None) -> Curve | None:
+    """The curve near one epsilon; None if it would be too much work.
 
     Args:
         delta: its order of magnitude.
         near: the epsilon; if None, an estimate of that which belongs to ``delta``.
     """
     steps = composition.steps
-    windows = _windows(composition, delta)
+    windows = windows_of(composition, delta)
     outside = (1 + 1e-12) * sum(
         step.count * piece.outside(*window)
         for step, of_step in zip(steps, windows, strict=True)
         for piece, window in zip(step.loss.pieces, of_step, strict=True)
     )
-    rough = _rough(composition, windows)
-    t = rough.saddle(lambda t: rough.log_delta(t) - math.log(delta) if near is None else near - rough.cumulant(t)[1])
+    rough = rough_of(composition, windows)
+    t = rough.at_delta(delta) if near is None else rough.at_epsilon(near)
     epsilon = rough.cumulant(t)[1] if near is None else near
     scale = 12 * math.sqrt(rough.cumulant(t)[2]) + 15 / t + rough.spread(t)
     # What is cut off is relative to exp(excess) delta.
     excess = rough.cumulant(t)[0] - t * epsilon - math.log(delta)
     beta = min(max(6.0, 2.0 + excess), 30.0)
-    width = max(attempt.width * math.sqrt(abs(epsilon) / (1 + t)), 3 * beta * scale / attempt.radians, _FINEST)
+    width = max(attempt.width * math.sqrt(abs(epsilon) / (1 + t)), 3 * beta * scale / attempt.radians)
+    width = max(width, _FINEST * max(abs(epsilon), 1e-3))
     kernel = Kernel(width, beta)
-    t = min(t, 200 / kernel.width)
+    t = min(t, 20 / kernel.width)
     grids = []
     for step, of_step, log_scale in zip(steps, windows, rough.logs(t), strict=True):
         tolerance = log_scale + math.log(1e-9 / (step.count * len(steps) * len(of_step)))
@@ -249,38 +181,12 @@ def curve(composition: Composition, delta: float, attempt: Attempt, near: float 
         grids.append(Grid(panels, step.loss.zero))
     tilts = [_tilt(composition, grids, t * ratio, kernel) for ratio in _RATIOS]
     period = _period(tilts, t, epsilon, math.log(1e-5 * delta))
+    if sum(grid.size for grid in grids) * period * kernel.cut(t) / (2 * math.pi) > _MOST_WORK:
+        return None
     parts = [(transform_of(grid, t, kernel.cut(t)), step.count) for grid, step in zip(grids, steps, strict=True)]
     line = compose(parts, composition.gaussian, t, kernel.cut(t), period)
     wide = Kernel(2 * kernel.width, beta)
     return Curve(epsilon, kernel, invert(line, kernel, tilts), invert(line, wide), outside)
-
-
-def _windows(composition: Composition, delta: float) -> list[list[tuple[float, float]]]:
-    """Of each piece of each step."""
-    share = _OUTSIDE * delta / sum(len(step.loss.pieces) for step in composition.steps)
-    return [[piece.window(share / step.count) for piece in step.loss.pieces] for step in composition.steps]
-
-
-def _guess(composition: Composition, epsilon: float) -> float:
-    """An estimate of delta."""
-    delta = 1e-10
-    for _ in range(4):
-        rough = _rough(composition, _windows(composition, delta))
-        log_delta = rough.log_delta(rough.saddle(lambda t, rough=rough: epsilon - rough.cumulant(t)[1]))  # type: ignore[misc]
-        delta = math.exp(min(max(log_delta, math.log(_LEAST)), math.log(0.5)))
-    return delta
-
-
-def _rough(composition: Composition, windows: Sequence[Sequence[tuple[float, float]]]) -> _Rough:
-    grids = []
-    for step, of_step in zip(composition.steps, windows, strict=True):
-        panels = []
-        for piece, window in zip(step.loss.pieces, of_step, strict=True):
-            edges = np.linspace(*window, 49)
-            panels.append(Panels(piece, (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2))
-        grids.append(Grid(tuple(panels), step.loss.zero).nodes())
-    losses, log_weights = zip(*grids, strict=True)
-    return _Rough(losses, log_weights, tuple(step.count for step in composition.steps), composition.gaussian)
 
 
 def _tilt(composition: Composition, grids: Sequence[Grid], r: float, kernel: Kernel) -> Tilt:

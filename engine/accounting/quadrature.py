@@ -81,6 +81,11 @@ class Grid:
     pieces: tuple[Panels, ...]
     zero: float
 
+    @property
+    def size(self) -> int:
+        """How many nodes it has."""
+        return sum(_POINTS * len(piece.halves) for piece in self.pieces)
+
     def nodes(self) -> tuple[Vector, Vector]:
         """Losses and the log of their weights, and last a loss of zero if that has a mass."""
         losses, log_weights = zip(*(piece.nodes() for piece in self.pieces), strict=True)

@@ -24,6 +24,8 @@ ORDERS: Vector = np.concatenate([_FRACTIONS, _INTEGERS.astype(float)])
 # exp(-_DIGITS) is the relative error allowed to the quadrature, far below the 1e-12 that is added for rounding.
 _DIGITS = 40.0
 _ROUNDING = 1e-12
+# Of the quadrature: with less noise than it can resolve, only the integer orders are used.
+_MOST_POINTS = 1e6
 
 
 @lru_cache(maxsize=256)
@@ -59,6 +61,8 @@ def _by_quadrature(sigma: float, rate: float, order: float) -> float:
     # right: less than exp(-_DIGITS) each, while the whole is at least 1.
     reach = math.sqrt(2 * _DIGITS) * sigma
     right = order + math.sqrt(order * (order - 1) + reach**2)
+    if right + reach > _MOST_POINTS * step:
+        return math.inf
     x = np.arange(-reach, right + step, step)
     base = np.logaddexp(math.log1p(-rate), math.log(rate) + (2 * x - 1) / (2 * sigma**2))
     density = -(x**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))

@@ -11,12 +11,13 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
-from dpcheck.engine.accounting import accountant, pld, quadrature
+from dpcheck.engine.accounting import accountant, estimate, pld, quadrature
 from dpcheck.engine.accounting.accountant import epsilon_bounds
 from dpcheck.engine.accounting.bounds import Phase, Unit
+from dpcheck.engine.accounting.estimate import Composition, Step
 from dpcheck.engine.accounting.inversion import Kernel, Tilt
 from dpcheck.engine.accounting.pairs import Direction, Loss, Mixture, Pair
-from dpcheck.engine.accounting.pld import Attempt, Composition, Curve, Step, curve
+from dpcheck.engine.accounting.pld import Attempt, Curve, curve
 from dpcheck.engine.accounting.quadrature import Panels
 from exact import delta_of_steps
 
@@ -38,6 +39,7 @@ def violations(radians: float = 1e4) -> list[tuple[str, float]]:
         composition = Composition((Step(Loss((Pair(Mixture.binomial(sigma, rate, 1), direction),)), steps),), 0.0)
         truth = exact_delta(sigma, rate, direction, steps, at)
         here = curve(composition, truth, Attempt(0.04, radians, 0.0), at)
+        assert here is not None
         lower, upper = here.delta_lower(at), here.delta_upper(at)
         wrong += [("lower", lower / truth - 1)] if lower > truth * (1 + 1e-9) else []
         wrong += [("upper", upper / truth - 1)] if upper < truth * (1 - 1e-9) else []
@@ -60,7 +62,7 @@ def _few_panels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _much_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pld, "_OUTSIDE", 0.3)
+    monkeypatch.setattr(estimate, "_OUTSIDE", 0.3)
 
 
 @pytest.mark.parametrize("enlarge", [partial(_short_period, 0.25), _few_panels, _much_outside])
@@ -120,6 +122,7 @@ def test_one_direction_only_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bounds_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from dpcheck.errors import DpcheckError
 
-    monkeypatch.setattr(accountant, "rdp_upper", lambda *_: 0.01)
+    monkeypatch.setattr(accountant, "epsilon_between", lambda *_: (1.5, 2.5))
+    monkeypatch.setattr(accountant, "rdp_upper", lambda *_: 1.0)
     with pytest.raises(DpcheckError, match="contradicts itself"):
         epsilon_bounds([Phase(1.0, 0.01, 1000)], 1e-5, Unit())
