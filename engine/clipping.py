@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from dpcheck.engine import fallback
 from dpcheck.engine.contributions import NotCovered
+from dpcheck.engine.gradients import complete, norms_of
 from dpcheck.engine.plan import Plan, clip_factors, make_plan
 from dpcheck.engine.refusals import check_finite, lacks_memory, mixing, no_memory
-from dpcheck.engine.sites.base import square_norms_of
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -179,7 +179,7 @@ class Clipper:
         with torch.no_grad():
             for name, value in after.items():
                 buffers[name].copy_(value)
-        return Clipped(_complete(dict(self.model.named_parameters()), grads), norms, losses)
+        return Clipped(complete(dict(self.model.named_parameters()), grads), norms, losses)
 
     def _run(self, plan: Plan, batch: Any, weights: Tensor) -> PlanResult | None:
         """What the plan computes; ``None``, and fewer samples at once from now on, where memory does not suffice."""
@@ -221,11 +221,11 @@ class Clipper:
                 self.method = "single"
                 self.reason += f"; vmap: {type(error).__name__}"
                 return self._one_by_one(batch, weights)
-            norms = _norms(each)
+            norms = norms_of(each)
             check_finite(losses, norms, weights)
             factors = clip_factors(norms, self.max_grad_norm, weights.to(norms.dtype))
             grads = {n: torch.einsum("b,b...->...", factors.to(g.dtype), g) for n, g in each.items()}
-            return Clipped(_complete(dict(self.model.named_parameters()), grads), norms, losses)
+            return Clipped(complete(dict(self.model.named_parameters()), grads), norms, losses)
         return self._one_by_one(batch, weights)
 
     def _one_by_one(self, batch: Any, weights: Tensor) -> Clipped:
@@ -234,7 +234,7 @@ class Clipper:
         losses, norms = [], []
         for i in range(len(weights)):
             loss, grads = fallback.single_gradient(self.model, self.loss_fn, batch, i)
-            norm = _norms({n: g.unsqueeze(0) for n, g in grads.items()})
+            norm = norms_of({n: g.unsqueeze(0) for n, g in grads.items()})
             check_finite(loss.view(1), norm, weights[i : i + 1], first=i)
             factor = clip_factors(norm, self.max_grad_norm, weights[i : i + 1].to(norm.dtype))
             for name, grad in grads.items():
@@ -248,27 +248,6 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     """Attributes that a graph would freeze: numbers, strings and flags by value, unregistered tensors by identity."""
     held = vars(module).items()
     return tuple((k, id(v) if isinstance(v, Tensor) else v) for k, v in held if isinstance(v, _PLAIN))
-
-
-def _norms(each: dict[str, Tensor]) -> Tensor:
-    squares = [square_norms_of(g) for g in each.values()]
-    return torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()
-
-
-def _complete(parameters: dict[str, nn.Parameter], grads: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One tensor for each trainable parameter, contiguous, with memory of its own: noise is added in place.
-
-    Zeros for those that no loss reaches: they are noised like the others.
-    """
-    result: dict[str, Tensor] = {}
-    seen = {p.untyped_storage().data_ptr() for p in parameters.values()}
-    for name, p in parameters.items():
-        if p.requires_grad:
-            grad = grads.get(name)
-            whole = torch.zeros_like(p) if grad is None else grad.reshape(p.shape).to(p.dtype).contiguous()
-            result[name] = whole.clone() if whole.untyped_storage().data_ptr() in seen else whole
-            seen.add(result[name].untyped_storage().data_ptr())
-    return result
 
 
 def clipped_grads(

@@ -76,9 +76,9 @@ class Gaussian:
         for first, last in _runs(sizes):
             values = drawn[: sum(sizes[first:last])]
             stream.fill(values)
-            noise = torch.from_numpy(values).mul_(self.std)
+            noise = torch.from_numpy(values)
             for piece, own in zip(pieces[first:last], noise.split(sizes[first:last]), strict=True):
-                piece.copy_(own.to(piece.device).add_(piece).div_(divisor))
+                piece.copy_(piece.double().add_(own.to(piece.device), alpha=self.std).div_(divisor))
 
 
 def _halves(pieces: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,0 +1,29 @@
+"""Dictionaries of gradients by parameter name."""
+
+from __future__ import annotations
+
+import torch
+from dpcheck.engine.sites.base import square_norms_of
+from torch import Tensor, nn
+
+
+def norms_of(each: dict[str, Tensor]) -> Tensor:
+    """L2 norm of every sample's whole gradient, [B], from [B, *shape] by name."""
+    squares = [square_norms_of(g) for g in each.values()]
+    return torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()
+
+
+def complete(parameters: dict[str, nn.Parameter], grads: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor for each trainable parameter, contiguous, with memory of its own: noise is added in place.
+
+    Zeros for those that no loss reaches: they are noised like the others.
+    """
+    result: dict[str, Tensor] = {}
+    seen = {p.untyped_storage().data_ptr() for p in parameters.values()}
+    for name, p in parameters.items():
+        if p.requires_grad:
+            grad = grads.get(name)
+            whole = torch.zeros_like(p) if grad is None else grad.reshape(p.shape).to(p.dtype).contiguous()
+            result[name] = whole.clone() if whole.untyped_storage().data_ptr() in seen else whole
+            seen.add(result[name].untyped_storage().data_ptr())
+    return result
