@@ -28,7 +28,7 @@ def _sampled(q: Tensor) -> Tensor:
 def _unpooled(q: Tensor) -> Tensor:
     pool, back = (F.max_pool2d, F.max_unpool2d) if q.dim() == 4 else (F.max_pool3d, F.max_unpool3d)
     size = 2 if q.dim() == 4 else (1, 2, 2)
-    small, where = pool(q, size, return_indices=True)  # type: ignore[operator, misc]
+    small, where = pool(q, size, return_indices=True)
     return back(small, where, size, output_size=q.shape[2:])
 
 

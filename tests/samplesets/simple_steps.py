@@ -102,6 +102,7 @@ _REDUCED_RARELY: dict[str, Callable[[Tensor, int], Tensor]] = {
     "greatest": lambda z, a: torch.maximum(z.narrow(a, 0, 1), z.narrow(a, 1, 1)),
 }
 
+_TAPS = torch.linspace(1, 0.1, 48, dtype=torch.float64)
 _ALONG: dict[str, Callable[[Tensor, int], Tensor]] = {
     "softmax": lambda z, a: z.softmax(a),
     "log_softmax": lambda z, a: z.log_softmax(a),
@@ -136,7 +137,6 @@ _ALONG: dict[str, Callable[[Tensor, int], Tensor]] = {
     "!linspaced": lambda z, a: z * line(torch.linspace(0.5, 1.5, z.shape[a], dtype=z.dtype), z.shape[a], a, z.dim()),
     "!ranked": lambda z, a: z + 0.1 * line(torch.arange(z.shape[a]), z.shape[a], a, z.dim()),
 }
-_TAPS = torch.linspace(1, 0.1, 48, dtype=torch.float64)
 
 add(_POINTWISE, lambda name: lambda z, a, w, y: _POINTWISE[name](z))
 add(_RARELY, lambda name: lambda z, a, w, y: _RARELY[name](z), seldom=True)

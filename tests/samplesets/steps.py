@@ -16,6 +16,10 @@ MOST = 48
 class Weights(nn.Module):
     """Weights of every kind, cut to the size that a step needs."""
 
+    mean: Tensor
+    variance: Tensor
+    picks: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.square = nn.Parameter(torch.randn(MOST, MOST) * 0.4)
