@@ -62,7 +62,7 @@ class Rough:
         widest = 0.0
         for losses, log_weights in zip(self.losses, self.log_weights, strict=True):
             exponents = log_weights + t * losses
-            matter = losses[exponents > exponents.max() - 36]
+            matter = losses[exponents >= exponents.max() - 36]
             widest = max(widest, float(matter.max() - matter.min()))
         return widest
 
@@ -81,7 +81,7 @@ class Rough:
         else:
             t = math.exp(float(brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=1e-3)))
         deviation = math.sqrt(self.cumulant(t)[2])
-        return max(t, 0.5 / deviation) if deviation > 0 else t
+        return min(max(t, 0.5 / deviation), high) if deviation > 0 else t
 
     def at_epsilon(self, epsilon: float) -> float:
         """The t for which epsilon is the mean of the tilted loss."""
@@ -104,6 +104,7 @@ def windows_of(composition: Composition, delta: float) -> list[list[tuple[float,
 
 
 def rough_of(composition: Composition, windows: Sequence[Sequence[tuple[float, float]]]) -> Rough:
+    """The losses inside of the windows."""
     grids = []
     for step, of_step in zip(composition.steps, windows, strict=True):
         panels = []

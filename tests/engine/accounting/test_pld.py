@@ -197,6 +197,15 @@ def test_delta_and_epsilon_answer_each_other() -> None:
         assert back.lower <= at <= back.upper + 0.01 * at + 1e-3
 
 
+def test_an_epsilon_at_and_above_the_largest_loss() -> None:
+    """Adding a record cannot lose more than -log(1 - q) a step, so that the curve ends there."""
+    composition = _composition(2.0, 0.0045, "add", 1)
+    last = -math.log1p(-0.0045)
+    for at in (0.99 * last, last, 1.3 * last):
+        lower, upper = delta_between(composition, at)
+        assert 0 <= lower <= delta_of_steps(2.0, 0.0045, "add", 1, at) <= upper < 1e-9
+
+
 def test_very_small_deltas_keep_their_relative_accuracy() -> None:
     """Where others fall below the truth, because the error of a discrete Fourier transform is absolute."""
     last = 0.0
