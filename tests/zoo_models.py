@@ -48,6 +48,15 @@ def resnet(norm: Callable[[int], nn.Module]) -> Case:
     return nn.Sequential(*layers), classify, images(16)
 
 
+class Standardised(nn.Conv2d):
+    """NFNet's convolution: every filter of the weight is normalised, by a batch norm of the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.bias.new_full(self.bias.shape, 0.7)
+        weight = F.batch_norm(self.weight.view(1, len(self.weight), -1), None, None, gain, training=True)
+        return F.conv2d(x, weight.view_as(self.weight), self.bias, self.stride, self.padding)
+
+
 class Windows(nn.Module):
     """Swin's block: attention in shifted windows, with a table of relative positions and a mask."""
 
@@ -190,6 +199,11 @@ def tokens(length: int = 7) -> Tensor:
 
 CLEAN: dict[str, Callable[[], Case]] = {
     "ResNet, group norm": lambda: resnet(lambda n: nn.GroupNorm(2, n)),
+    "NFNet": lambda: (
+        nn.Sequential(Standardised(3, 8, 3, 2), nn.SiLU(), Standardised(8, 4, 3), nn.Flatten(), nn.Linear(100, CLASSES)),
+        classify,
+        images(16),
+    ),
     "Swin": lambda: (Swin(), classify, images(16)),
     "T5": lambda: (Seq2Seq(), translate, (tokens(5), tokens(6))),
     "Mixtral": lambda: (Experts(), next_token, tokens()),

@@ -25,6 +25,14 @@ SMALL: dict[str, Any] = {
 _LATENT = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 16}
 _HEADS = {"d_model": 32, "n_heads": 4, "n_layers": 2}
 
+_STAGES = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1]}
+_RESIDUAL = {"embedding_size": 16, **_STAGES}
+_IMAGES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
+_WINDOWS = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 2, "patch_size": 4}
+
 EXTRA: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gptj": {"rotary_dim": 4},
@@ -52,6 +60,27 @@ EXTRA: dict[str, dict[str, Any]] = {
         "attention_head_size": 8,
         "is_decoder": False,
     },
+    "audio-spectrogram-transformer": {"max_length": 64, "num_mel_bins": 32},
+    "wav2vec2-bert": {"feature_projection_input_dim": 16},
+    "speech_to_text": {"input_feat_per_channel": 16, "conv_channels": 16},
+    "bit": {"num_groups": 8, "embedding_size": 16, "hidden_sizes": [32, 32, 64, 64], "depths": [1, 1, 1, 1]},
+    "convnext": {**_STAGES, "hidden_sizes": [16] * 4, "image_size": 64, "patch_size": 4},
+    "convnextv2": {**_STAGES, "hidden_sizes": [16] * 4, "image_size": 64, "patch_size": 4},
+    "efficientnet": {"hidden_dim": 640, "width_coefficient": 0.5, "depth_coefficient": 0.3},
+    "hiera": {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]},
+    "mobilevitv2": {"patch_size": 2, "image_size": 64},
+    "deit": {"architectures": ["DeiTForImageClassification"]},
+    "levit": {"architectures": ["LevitForImageClassification"], "image_size": 64, "patch_size": 16},
+    "siglip": {"vision_config": _IMAGES, "text_config": {"hidden_size": 32, "num_hidden_layers": 1}},
+    "donut-swin": _WINDOWS,
+    "focalnet": {"embed_dim": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "patch_size": 4},
+    "poolformer": _STAGES,
+    "pvt": {**_STAGES, "num_attention_heads": [1, 2, 2, 4], "image_size": 64, "patch_size": 4},
+    "regnet": {**_RESIDUAL, "groups_width": 8},
+    "resnet": _RESIDUAL,
+    "segformer": _STAGES,
+    "swin": _WINDOWS,
+    "swinv2": _WINDOWS,
     "longformer": {"attention_window": 4},
     "led": {"attention_window": 4, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
     "funnel": {"num_hidden_layers": None, "block_sizes": [1, 1], "d_head": 8, "d_model": 32},

@@ -99,7 +99,9 @@ def translation(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def image_class(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
     pixels, labels = batch
-    return nn.functional.cross_entropy(model(pixel_values=pixels).logits, labels, reduction="none")
+    # Image GPT reads colours as words.
+    name = "pixel_values" if pixels.is_floating_point() else "input_ids"
+    return nn.functional.cross_entropy(model(**{name: pixels}).logits, labels, reduction="none")
 
 
 def audio_class(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -145,7 +147,7 @@ def _audio(name: str) -> Case:
 
 
 def _speech(name: str) -> Case:
-    shape = {"whisper": (16, 48), "speech_to_text": (48, 16)}.get(name, (3000,))
+    shape = {"whisper": (16, 128), "speech_to_text": (48, 16)}.get(name, (3000,))
     return _model("AutoModelForSpeechSeq2Seq", name), dictation, (torch.randn(SAMPLES, *shape), tokens())
 
 
