@@ -57,6 +57,11 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, weight.view_as(self.weight), self.bias, self.stride, self.padding)
 
 
+def nfnet() -> nn.Module:
+    layers = [Standardised(3, 8, 3, 2), nn.SiLU(), Standardised(8, 4, 3), nn.Flatten(), nn.Linear(100, CLASSES)]
+    return nn.Sequential(*layers)
+
+
 class Windows(nn.Module):
     """Swin's block: attention in shifted windows, with a table of relative positions and a mask."""
 
@@ -193,23 +198,37 @@ class Scan(nn.Module):
         return self.head(torch.stack(outputs, 1) + self.direct * x)
 
 
+class Sliding(nn.Module):
+    """Longformer's windows: every step beside the two behind it, by strides over a transposed tensor."""
+
+    def __init__(self, width: int = 8, crossed: bool = False) -> None:
+        super().__init__()
+        self.embedding, self.mix, self.head = nn.Embedding(30, width), nn.Linear(3 * width, width), nn.Linear(width, 30)
+        self.crossed = crossed
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = F.pad(self.embedding(ids), (0, 0, 2, 0))
+        b, t, d = x.shape
+        channels = x.transpose(1, 2)
+        windows = channels.as_strided((b, t - 2, 3, d), (d if self.crossed else t * d, d, d, 1))
+        return self.head(F.gelu(self.mix(windows.flatten(2))))
+
+
 def tokens(length: int = 7) -> Tensor:
     return torch.randint(1, 30, (SAMPLES, length))
 
 
 CLEAN: dict[str, Callable[[], Case]] = {
     "ResNet, group norm": lambda: resnet(lambda n: nn.GroupNorm(2, n)),
-    "NFNet": lambda: (
-        nn.Sequential(Standardised(3, 8, 3, 2), nn.SiLU(), Standardised(8, 4, 3), nn.Flatten(), nn.Linear(100, CLASSES)),
-        classify,
-        images(16),
-    ),
+    "NFNet": lambda: (nfnet(), classify, images(16)),
     "Swin": lambda: (Swin(), classify, images(16)),
     "T5": lambda: (Seq2Seq(), translate, (tokens(5), tokens(6))),
     "Mixtral": lambda: (Experts(), next_token, tokens()),
+    "Longformer": lambda: (Sliding(), next_token, tokens()),
     "Mamba": lambda: (Scan(), next_token, tokens()),
 }
 MIXING: dict[str, Callable[[], Case]] = {
     "ResNet, batch norm": lambda: resnet(nn.BatchNorm2d),
+    "Longformer, strides across samples": lambda: (Sliding(crossed=True), next_token, tokens()),
     "Mixtral, load shared by the batch": lambda: (Experts(shared_load=True), next_token, tokens()),
 }

@@ -124,6 +124,9 @@ def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
         broken = all(v.additive for v in mixed) and not all(r.additive for r in _leaves(result))
         return Step(result, broken, ruled)
     lost = op.packet.startswith("as_strided") and not _dense(node.args[0])
+    order = _stored(node.args[0]) if lost and op.packet == "as_strided" else None
+    if order is not None:
+        op, lost = replace(op, args=(moved(op.args[0], lambda t: t.permute(order)), *op.args[1:])), False
     if lost or (op.packet == "embedding_renorm" and not _looked_up(node)):
         return Step(unknown(op), not mixed, ruled)
     result = _transfer(op)
@@ -142,7 +145,18 @@ def _by_element(op: Op) -> bool:
 def _dense(source: Any) -> bool:
     """Whether the tensor is its whole storage in row-major order, so that strides mean what they mean on the mask."""
     val = source.meta["val"]
-    return bool(val.is_contiguous()) and val.untyped_storage().nbytes() == val.numel() * val.element_size()
+    return bool(val.is_contiguous()) and _bytes(val) == val.numel() * val.element_size()
+
+
+def _stored(source: Any) -> list[int] | None:
+    """The axes in the order in which they lie in storage, if the tensor fills its storage without gaps or overlaps."""
+    val = source.meta["val"]
+    order = sorted(range(val.dim()), key=lambda axis: (-val.stride(axis), -val.shape[axis]))
+    return order if val.permute(order).is_contiguous() and val.numel() * val.element_size() == _bytes(val) else None
+
+
+def _bytes(val: Tensor) -> int:
+    return int(val.untyped_storage().nbytes())
 
 
 def _looked_up(node: fx.Node) -> bool:
