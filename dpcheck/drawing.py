@@ -36,29 +36,33 @@ class Draws:
     escaped: bool = False
 
 
+# The blocks that are running: each notes what is drawn, whichever of them fixes it.
+_active: list[Draws] = []
+
+
 @contextmanager
 def fixed_draws(u: float | None) -> Iterator[Draws]:
     """Every uniform draw is ``u`` of its range; a choice takes what lies at ``u``, a sample the first, a shuffle turns.
 
     Only the functions of the modules ``random`` and ``numpy.random``, and ``torch.seed``, which gives a fixed seed; a
     generator that the model keeps is its own.
-    With ``None`` nothing is fixed.
+    With ``None`` nothing is fixed; what a block around this one fixes is noted all the same.
     """
-    draws = Draws()
-    if u is None:
-        yield draws
-        return
-    before = _states()
-    python, numpy = _noting(draws.called, _python(u)), _noting(draws.called, _numpy(u))
+    draws, before = Draws(), _states()
+    _active.append(draws)
     try:
+        if u is None:
+            yield draws
+            return
         with (
-            mock.patch.dict(vars(random), python),
-            mock.patch.dict(vars(np.random), numpy),
+            mock.patch.dict(vars(random), _noting(_python(u))),
+            mock.patch.dict(vars(np.random), _noting(_numpy(u))),
             mock.patch.object(torch, "seed", _seed),
         ):
             yield draws
     finally:
-        draws.escaped = _states() != before
+        _active.pop()
+        draws.escaped = u is not None and _states() != before
 
 
 def _seed() -> int:
@@ -83,10 +87,11 @@ def constant_draw(func: Any, out: Tensor, u: float) -> Tensor:
     return aten.lift_fresh_copy.default(value)  # type: ignore[no-any-return]
 
 
-def _noting(called: list[str], functions: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+def _noting(functions: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def draw(*args: Any, **kwargs: Any) -> Any:
-            called.append(name)
+            for draws in _active:
+                draws.called.append(name)
             return function(*args, **kwargs)
 
         return draw
