@@ -261,7 +261,7 @@ def _not_better(plans: list[_Plan], report: Report | None, before: Report) -> Re
             failures[_key(plan)] = "the finding is still there after the fix"
         elif fresh:
             failures[_key(plan)] = f"the fixed layer has another finding, {fresh[0]}"
-    reached = {p.name for p in before.parameters if p.status in ("covered", "fallback")}
+    reached = {p.name for p in before.parameters if p.status in ("covered", "fallback", "mixed")}
     lost = [p.name for p in report.parameters if p.status == "no-gradient" and p.name in reached]
     for name in lost:
         guilty = [p for p in plans if name.rpartition(".")[0] == p.path] or plans

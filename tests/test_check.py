@@ -156,3 +156,15 @@ def test_repeated_checks_agree() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     batch = rows()
     assert dpcheck.check(model, cross_entropy, batch) == dpcheck.check(model, cross_entropy, batch)
+
+
+def test_a_difference_that_nothing_explains_is_unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the graph says: a sample alone must have the loss that it has in the batch."""
+    from dpcheck import passes
+    from dpcheck.facts import OracleResult
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    for worst, verdict in ((1e-9, "independent"), (1e-6, "independent"), (1e-3, "unproven"), (0.5, "mixing")):
+        result = OracleResult(worst > 1e-7, worst, "losses", 10)
+        monkeypatch.setattr(passes, "isolate", lambda *_, r=result, **__: r)
+        assert dpcheck.check(model, cross_entropy, rows()).verdict == verdict

@@ -22,8 +22,8 @@ _FIRST = frozenset(
         "replication_pad2d_backward", "threshold_backward", "tanh_backward", "sigmoid_backward", "gelu_backward",
         "silu_backward", "_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm_backward",
         "native_group_norm_backward", "native_batch_norm_backward", "convolution_backward", "leaky_relu_backward",
-        "elu_backward", "softplus_backward", "hardtanh_backward", "hardswish_backward", "logit_backward", "glu_backward",
-        "unfold_backward", "_conj", "_neg_view", "conj_physical",
+        "elu_backward", "softplus_backward", "hardtanh_backward", "hardswish_backward", "logit_backward",
+        "glu_backward", "unfold_backward", "_conj", "_neg_view", "conj_physical",
     }
 )  # fmt: skip
 # Linear in either factor, not in both.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,11 +73,15 @@ def softmax_backward(op: Op) -> Samples:
     return spread(op.join(grad, output), [dim])
 
 
+def _half(t: torch.Tensor, dim: int, which: int) -> torch.Tensor:
+    return t.chunk(2, dim)[which]
+
+
 @transfer("glu", "glu_backward")
 def gated(op: Op) -> Samples:
     """One half along the axis gates the other."""
     value, dim = op.args[-2:] if op.packet == "glu_backward" else (op.args[0], op.arg(1, "dim", -1))
-    halves = [moved(value, lambda t, k=k: t.chunk(2, dim)[k]) for k in (0, 1)]
+    halves = [moved(value, partial(_half, dim=dim, which=which)) for which in (0, 1)]
     if op.packet == "glu":
         return op.join(*halves)
     shape = halves[0].shape
