@@ -167,8 +167,8 @@ class Finder:
             return None if None in parts else [term for part in parts for term in part or ()]
         if packet == "t":
             return self._terms(sources[0], not flipped)
-        same = len(sources) == 1 and sources[0].meta["val"].shape == node.meta["val"].shape
-        plain = same and packet in ("view", "_unsafe_view", "clone", "reshape")
+        shapes = [getattr(n.meta["val"], "shape", None) for n in (node, *sources)]
+        plain = len(shapes) == 2 and shapes[0] == shapes[1] and packet in ("view", "_unsafe_view", "clone", "reshape")
         return self._terms(sources[0], flipped) if plain else None
 
     def _suffix(self, downstream: list[fx.Node], gradient: fx.Node, found: list[int]) -> tuple[Suffix, list[fx.Node]]:

@@ -31,6 +31,10 @@ _IMAGES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
     "patch_size": 8,
 }  # fmt: skip
+_GEMMA = {
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 _WINDOWS = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 2, "patch_size": 4}
 
 EXTRA: dict[str, dict[str, Any]] = {
@@ -83,5 +87,13 @@ EXTRA: dict[str, dict[str, Any]] = {
     "swinv2": _WINDOWS,
     "longformer": {"attention_window": 4},
     "led": {"attention_window": 4, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
+    "prophetnet": {
+        "num_hidden_layers": None,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "num_encoder_attention_heads": 4,
+        "num_decoder_attention_heads": 4,
+    },
+    "t5gemma": {"encoder": _GEMMA, "decoder": _GEMMA, "vocab_size": 99},
     "funnel": {"num_hidden_layers": None, "block_sizes": [1, 1], "d_head": 8, "d_model": 32},
 }

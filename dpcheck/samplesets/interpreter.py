@@ -21,6 +21,8 @@ from dpcheck.samplesets.moves import cat, create, move, pad, scatter_in, unknown
 from dpcheck.samplesets.op import RULES, Op, broadcast, is_pointwise
 
 _SMALL = 1 << 22
+# The same for floating-point constants: places that are computed from a grid of coordinates.
+_FEW = 1 << 16
 _CHANCE = torch.Tag.nondeterministic_seeded
 
 
@@ -201,7 +203,7 @@ def _elementwise(op: Op, out: Tensor) -> Samples:
 def _with_constant(op: Op, values: list[Samples], result: Any) -> Any:
     """Follows values that depend on neither data, weights nor chance, for the ops that index with them."""
     out = op.out
-    if not isinstance(out, Tensor) or out.is_floating_point() or out.is_complex() or out.numel() > _SMALL:
+    if not isinstance(out, Tensor) or out.is_complex() or out.numel() > (_FEW if out.is_floating_point() else _SMALL):
         return result
     if any(v.const is None for v in values) or _CHANCE in op.target.tags or op.packet.startswith("empty"):
         return result

@@ -49,6 +49,8 @@ def _linear(op: Op, sums: list[Samples], others: list[Samples]) -> bool:
         return False
     if RULES.get(op.packet) is move or op.packet in _FIRST:
         return isinstance(first, Samples) and first.mixed() and len(sums) == 1 and not _constant_added(op)
+    if op.packet == "copy":
+        return isinstance(op.args[1], Samples) and op.args[1].mixed() and op.out.is_floating_point()
     if op.packet in _BILINEAR:
         return len(sums) == 1
     if op.packet in _JOINT:
@@ -61,7 +63,9 @@ def _linear(op: Op, sums: list[Samples], others: list[Samples]) -> bool:
         chosen = op.args[1:3]
         return all(isinstance(v, Samples) and (v.mixed() or v.zero) for v in chosen)
     if op.packet in ("index_put", "_unsafe_index_put", "scatter_add", "index_add"):
-        return all(v.zero or v.const is not None for v in others)
+        data = (op.args[0], op.args[3 if op.packet in ("scatter_add", "index_add") else 2])
+        known = all(v.zero or v.const is not None for v in others)
+        return known and all(isinstance(v, Samples) and (v.mixed() or v.zero) for v in data)
     return False
 
 
