@@ -39,6 +39,7 @@ _WINDOWS = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size
 
 EXTRA: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "xlnet": {"max_position_embeddings": None},
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
     "nemotron": {"num_key_value_heads": 2},
