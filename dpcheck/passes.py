@@ -15,7 +15,7 @@ from dpcheck.determinism import FixedChance
 from dpcheck.diagnostic import BufferFact, Location
 from dpcheck.drawing import EXTREMES, USUAL
 from dpcheck.errors import DpcheckError
-from dpcheck.facts import MIXES, Event, Facts
+from dpcheck.facts import MIXES, Event, Facts, OracleResult
 from dpcheck.history import History, history
 from dpcheck.oracle import isolate
 from dpcheck.parameters import parameter_facts, why_uncovered
@@ -83,7 +83,7 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
     oracle, few = None, flops(captures[0].graph) > LARGE
     if not events:
         # The sample sets do not know the place of a sample in the batch, nor their number; two small runs do.
-        oracle = isolate(model, loss_fn, batch, quick=True, few=few)
+        oracle = _asked(model, loss_fn, batch, quick=True, few=few)
         if oracle.mixing or oracle.failed:
             events += place_events(model, *analyses)
         if oracle.worst > CERTAIN and not events:
@@ -92,7 +92,7 @@ def _with_graph(model: nn.Module, loss_fn: LossFn, batch: Any, captures: list[Ca
             reason = f"a sample alone has other losses or gradients than in the batch, by {oracle.worst:.0e}, relative"
             events.append(Event("unproven", "", None, ("losses",), reason))
     elif any(event.kind == "unproven" for event in events):
-        oracle = isolate(model, loss_fn, batch, few=few)
+        oracle = _asked(model, loss_fn, batch, quick=False, few=few)
         refuted = oracle.mixing and not any(event.kind in MIXES for event in events)
         events = [replace(e, refuted=True) if refuted and e.kind == "unproven" else e for e in events]
     written = writes(model, past, first.capture)
@@ -154,6 +154,12 @@ def _without_graph(model: nn.Module, loss_fn: LossFn, batch: Any, failure: Captu
         kept=kept_events(model, past, None),
         oracle=oracle,
     )
+
+
+def _asked(model: nn.Module, loss_fn: LossFn, batch: Any, *, quick: bool, few: bool) -> OracleResult:
+    """The oracle's answer. A difference in float32 may be rounding, in a deep model: it is looked at in float64."""
+    oracle = isolate(model, loss_fn, batch, quick=quick, few=few)
+    return isolate(model, loss_fn, batch, quick=quick) if few and oracle.mixing else oracle
 
 
 def _small_batch_events(model: nn.Module, loss_fn: LossFn, batch: Any, usual: Capture) -> list[Event]:

@@ -85,7 +85,11 @@ class Windows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, h, w, d = x.shape
         rows = self.parted(torch.roll(self.norm(x), (-self.shift, -self.shift), (1, 2)))
-        q, k, v = self.qkv(rows).view(len(rows), -1, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        # As in Swin v2: the keys have no bias, which is written over with zeros.
+        bias = self.qkv.bias.clone()
+        bias[d : 2 * d].zero_()
+        projected = F.linear(rows, self.qkv.weight, bias)
+        q, k, v = projected.view(len(rows), -1, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         bias = self.table[self.places.flatten()].view(*self.places.shape, -1).permute(2, 0, 1)
         scores = q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 + bias
         if self.shift:

@@ -71,7 +71,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "bit": {"num_groups": 8, "embedding_size": 16, "hidden_sizes": [32, 32, 64, 64], "depths": [1, 1, 1, 1]},
     "convnext": {**_STAGES, "hidden_sizes": [16] * 4, "image_size": 64, "patch_size": 4},
     "convnextv2": {**_STAGES, "hidden_sizes": [16] * 4, "image_size": 64, "patch_size": 4},
-    "efficientnet": {"hidden_dim": 640, "width_coefficient": 0.5, "depth_coefficient": 0.3},
+    "efficientnet": {"hidden_dim": 640, "width_coefficient": 0.5, "depth_coefficient": 0.3, "initializer_range": 0.5},
     "hiera": {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]},
     "mobilevitv2": {"patch_size": 2, "image_size": 64},
     "deit": {"architectures": ["DeiTForImageClassification"]},

@@ -123,7 +123,7 @@ def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
     summed = any(v.additive for v in mixed) and RULES.get(op.packet) is not create
     if summed or (mixed and not _by_element(op)):
         result = of_a_sum(op, values)
-        broken = all(v.additive for v in mixed) and not all(r.additive for r in _leaves(result))
+        broken = all(v.additive for v in mixed) and not all(r.additive for r in _leaves(result) if r.mixed())
         return Step(result, broken, ruled)
     lost = op.packet.startswith("as_strided") and not _dense(node.args[0])
     order = _stored(node.args[0]) if lost and op.packet == "as_strided" else None

@@ -34,6 +34,8 @@ _JOINT = frozenset({"add", "sub", "rsub", "cat", "stack", "slice_scatter", "sele
 
 def of_a_sum(op: Op, values: list[Samples]) -> Any:
     """The result of an op one of whose arguments already is a sum over samples."""
+    if op.packet in ("copy", "fill"):
+        return _overwritten(op)
     sums = [v for v in values if v.mixed()]
     others = [v for v in values if not v.mixed()]
     additive = all(v.additive for v in sums) and all(v.empty() for v in others) and _linear(op, sums, others)
@@ -43,14 +45,23 @@ def of_a_sum(op: Op, values: list[Samples]) -> Any:
     return op.each(lambda out: several(out.shape, op.batch, additive=additive, inexact=inexact))
 
 
+def _overwritten(op: Op) -> Samples:
+    """Nothing is left of what was there before."""
+    source = op.args[1]
+    if not isinstance(source, Samples):
+        return op.none().with_(zero=source == 0)
+    result = op.join(source).with_(zero=source.zero)
+    if source.mixed():
+        return result.with_(additive=source.additive and source.shape == op.out.shape and op.out.is_floating_point())
+    return result
+
+
 def _linear(op: Op, sums: list[Samples], others: list[Samples]) -> bool:
     first = op.args[0] if op.args else None
     if op.name == "aten.view.dtype":
         return False
     if RULES.get(op.packet) is move or op.packet in _FIRST:
         return isinstance(first, Samples) and first.mixed() and len(sums) == 1 and not _constant_added(op)
-    if op.packet == "copy":
-        return isinstance(op.args[1], Samples) and op.args[1].mixed() and op.out.is_floating_point()
     if op.packet in _BILINEAR:
         return len(sums) == 1
     if op.packet in _JOINT:
