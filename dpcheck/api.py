@@ -75,6 +75,11 @@ def _notes(facts: Facts) -> tuple[str, ...]:
             "the forward draws from Python's or NumPy's random numbers, or branches on a number that it drew, which a "
             "captured graph would freeze: small, usual and large draws were analysed; the engine runs the model itself"
         )
+    if facts.touched.asserted:
+        notes.append(
+            f"assertions about data ({', '.join(facts.touched.asserted[:3])}) are not in the captured graph: training "
+            "does not make them"
+        )
     if facts.uncovered:
         notes.append(f"the graph's samplers do not cover this model: {facts.uncovered}")
     hooked = [n for n, p in facts.model.named_parameters() if p._backward_hooks or p._post_accumulate_grad_hooks]

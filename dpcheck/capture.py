@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from dpcheck import inputs
+from dpcheck.assertions import Asked
 from dpcheck.decompositions import TABLE, MaskedAssignment
 from dpcheck.diagnostic import Location
 from dpcheck.drawing import USUAL, fixed_draws
@@ -95,8 +96,14 @@ def capture(model: nn.Module, loss_fn: LossFn, batch: Any, *, chance: float | No
     Raises:
         DpcheckError: if the model or the loss raises on this batch, or does not return losses of shape [B].
     """
-    recorder = Recorder({id(m): path for path, m in model.named_modules()}, sys._getframe(0), chance)
+    paths, root = {id(m): path for path, m in model.named_modules()}, sys._getframe(0)
+    recorder = Recorder(paths, root, chance)
     result = _capture(model, loss_fn, batch, recorder)
+    if isinstance(result, CaptureFailure) and result.kind == "branch" and recorder.asserted:
+        with fixed_draws(chance), Asked(root) as asked:
+            run_losses(model, loss_fn, batch)
+        recorder = Recorder(paths, root, chance, asked.numbers)
+        result = _capture(model, loss_fn, batch, recorder)
     if isinstance(result, CaptureFailure) and result.kind == "branch" and recorder.drew and chance is None:
         return capture(model, loss_fn, batch, chance=USUAL)
     return result
@@ -138,6 +145,7 @@ def _capture(model: nn.Module, loss_fn: LossFn, batch: Any, recorder: Recorder) 
                 graph = make_fx(joint, TABLE, tracing_mode="fake", **constants)(*arguments)
             touched.python_random = bool(drawn.called) or (recorder.drew and recorder.chance is not None)
             touched.uncontrolled = drawn.escaped
+            touched.asserted = tuple(dict.fromkeys(str(place) for place in recorder.asserted))
         except DpcheckError:
             raise
         except Exception as error:

@@ -29,11 +29,13 @@ class Touched:
         python_random: whether ``random`` or ``numpy.random`` was drawn from, or a number drawn by torch was made a
             constant because a branch depends on it (a captured graph freezes such a draw).
         uncontrolled: whether a draw came out by chance though draws were to be fixed.
+        asserted: the lines of assertions about data, which a captured graph does not make.
     """
 
     attributes: list[str] = field(default_factory=list)
     python_random: bool = False
     uncontrolled: bool = False
+    asserted: tuple[str, ...] = ()
 
 
 def tensors_of(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:

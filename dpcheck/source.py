@@ -58,6 +58,11 @@ def _is_ours(file: str) -> bool:
     return file.startswith(_OURS)
 
 
+def is_torch_or_ours(file: str) -> bool:
+    """Whether a file belongs to torch or to dpcheck."""
+    return _is_ours(file) or file.startswith(_TORCH)
+
+
 def is_library(file: str) -> bool:
     """Whether a file is not the user's: installed, of the standard library, or code that some tool generated.
 
@@ -80,7 +85,7 @@ def _locate(frames: list[FrameType]) -> tuple[Location | None, Location | None]:
     library = nameless = None
     for frame in frames:
         file = frame.f_code.co_filename
-        if _is_ours(file) or file.startswith(_TORCH):
+        if is_torch_or_ours(file):
             continue
         here = _span(frame.f_code, frame.f_lasti, frame.f_lineno, file)
         if not is_library(file):
