@@ -1,6 +1,6 @@
 """Runs dpcheck, the isolation oracle and Opacus's validator on the models of transformers, torchvision and timm.
 
-    python benchmarks/zoo.py [--zoo NAME ...] [--match PATTERN] [--kind KIND ...] [--workers N] [--json PATH]
+    python benchmarks/zoo.py [--zoo NAME ...] [--match PATTERN] [--kind KIND ...] [--exact] [--workers N] [--json PATH]
 
 Every model runs in a process of its own, with limits on time and memory, so that none can take the others with it.
 Needs transformers, timm, torchvision and opacus, of which dpcheck itself needs none. Exit code 1 when an answer is
@@ -55,6 +55,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="models at a time")
     parser.add_argument("--json", type=Path, help="write every detail here")
     parser.add_argument("--no-twins", action="store_true", help="leave out the models with batch norm replaced")
+    parser.add_argument("--exact", action="store_true", help="compare clipped sums with those of single samples too")
     parser.add_argument("--seeds", type=int, default=2, help="draws of weights and batch for the oracle")
     parser.add_argument("--seconds", type=int, default=600, help="time limit of one model")
     parser.add_argument("--gigabytes", type=int, default=12, help="limit of the address space of one model")
@@ -96,7 +97,7 @@ def _receive(receiver: Connection) -> dict[str, Any]:
 def _one(entry: Entry, sender: Connection, options: argparse.Namespace) -> None:
     limit = options.gigabytes << 30
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    answer = judge(entry, options.seeds, not options.no_twins)
+    answer = judge(entry, options.seeds, not options.no_twins, options.exact)
     answer["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     sender.send(answer)
     sender.close()

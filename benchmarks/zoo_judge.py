@@ -21,17 +21,20 @@ from dpcheck.passes import find_facts
 BATCH_NORM = frozenset({"DP101", "DP102"})
 
 
-def judge(entry: Entry, seeds: int, twins: bool) -> dict[str, Any]:
+def judge(entry: Entry, seeds: int, twins: bool, exact: bool) -> dict[str, Any]:
     """Every answer about one model, as plain data.
 
     Args:
         seeds: how many times weights and batch are drawn for the oracle.
         twins: whether a model with batch norm is also judged with its batch norms replaced.
+        exact: whether clipped sums and norms of what is proven are compared with those of single samples.
 
     Keys: ``verdict``, ``codes``, ``events`` (kind, op, reason, place, what it reaches), ``method``, ``notes``,
     ``seconds`` of the check, ``oracle`` (mixing, worst, comparisons, failures, over all seeds), ``opacus`` (what it
     ``says``, with its errors); ``crash`` instead, when dpcheck raised; ``broken``, when the model itself cannot be
-    built or run. ``twin`` holds the same for the model with its batch norms replaced by ``dpcheck.fix(unsafe=True)``.
+    built or run. ``exact`` has ``ok``, ``method``, largest relative errors ``float64`` and ``own`` (of the gradients),
+    ``norms`` and ``clipped`` (in tolerances, see :class:`dpcheck.Proof`), or ``crash``. ``twin`` holds the same for the
+    model with its batch norms replaced by ``dpcheck.fix(unsafe=True)``.
     """
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -45,8 +48,31 @@ def judge(entry: Entry, seeds: int, twins: bool) -> dict[str, Any]:
         return result
     result["oracle"] = _oracle([(model, loss_fn, batch), *_others(entry, seeds)])
     if twins and result["verdict"] == "mixing" and BATCH_NORM & set(result["codes"]):
-        result["twin"] = _twin(model, loss_fn, batch)
+        result["twin"] = _twin(model, loss_fn, batch, exact)
+    if exact and result["verdict"] == "independent":
+        result["exact"] = _exact(model, loss_fn, batch)
     return result
+
+
+def _exact(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Any]:
+    try:
+        proof = dpcheck.verify(model, loss_fn, batch)
+    except Exception as error:
+        return {"crash": f"verify: {type(error).__name__}: {error}"[:400], "where": traceback.format_exc(limit=-6)}
+    wrong = [p.name for p in proof.parameters if not p.ok]
+    return {
+        "ok": proof.ok,
+        "method": proof.method,
+        "reason": proof.reason,
+        "dtype": str(proof.dtype),
+        "float64": max((p.error_single for p in proof.parameters), default=0.0),
+        "own": max((p.error_own_dtype or 0.0 for p in proof.parameters), default=0.0),
+        "norms": proof.error_norms,
+        "clipped": proof.error_clipped,
+        "wrong": wrong[:5],
+        "notes": list(proof.notes),
+        "seconds": proof.seconds,
+    }
 
 
 def _others(entry: Entry, seeds: int) -> list[Case]:
@@ -97,7 +123,7 @@ def _oracle(cases: list[Case]) -> dict[str, Any]:
     }
 
 
-def _twin(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Any]:
+def _twin(model: nn.Module, loss_fn: Any, batch: Any, exact: bool) -> dict[str, Any]:
     try:
         fixed = dpcheck.fix(model, loss_fn, batch, unsafe=True).model
     except Exception as error:
@@ -105,6 +131,8 @@ def _twin(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Any]:
     result = _answers(fixed, loss_fn, batch)
     if "crash" not in result:
         result["oracle"] = _oracle([(fixed, loss_fn, batch)])
+        if exact and result["verdict"] == "independent":
+            result["exact"] = _exact(fixed, loss_fn, batch)
     return result
 
 

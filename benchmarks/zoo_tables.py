@@ -9,11 +9,15 @@ Result = dict[str, Any]
 
 
 def wrong(result: Result) -> bool:
-    """A crash, a pass of a model whose samples mix, or an alarm on one whose samples do not."""
+    """A crash, a pass of a model whose samples mix, an alarm on one whose samples do not, or a wrong clipped sum."""
     if "broken" in result:
         return False
     if "crash" in result or ("twin" in result and wrong(result["twin"])):
         return True
+    return _disagrees(result) or ("exact" in result and not result["exact"].get("ok", False))
+
+
+def _disagrees(result: Result) -> bool:
     return result["verdict"] != "unproven" and (result["verdict"] == "mixing") != result["oracle"]["mixing"]
 
 
@@ -26,6 +30,12 @@ def tables(results: list[Result]) -> str:
     lines += [_ours(name, group) for name, group in rows.items()]
     lines += ["", "Opacus's ModuleValidator on the same models, against the same oracle", _row("zoo", *theirs)]
     lines += [_theirs(name, group) for name, group in rows.items()]
+    exact = {name: [r["exact"] for r in group if "exact" in r] for name, group in rows.items()}
+    if any(exact.values()):
+        head = ("models", "exact", "graph", "vmap", "single", "float64", "own dtype", "clipped", "s, median")
+        lines += ["", "Clipped sums and norms against those of single samples (largest relative errors; of the clipped "
+                  "sum in tolerances)", _row("zoo", *head)]  # fmt: skip
+        lines += [_exact(name, group) for name, group in exact.items() if group]
     return "\n".join(lines + _words(results))
 
 
@@ -51,7 +61,7 @@ def _count(group: list[Result], says: Callable[[Result], bool]) -> int:
 def _ours(name: str, group: list[Result]) -> str:
     answered = [r for r in group if "crash" not in r]
     proven = [r for r in answered if r["verdict"] != "unproven"]
-    agree = _count(proven, lambda r: not wrong({k: v for k, v in r.items() if k != "twin"}))
+    agree = _count(proven, lambda r: not _disagrees(r))
     seconds = sorted(r["seconds"] for r in answered) or [0.0]
     verdicts = [_count(answered, lambda r, v=v: r["verdict"] == v) for v in ("independent", "mixing", "unproven")]  # type: ignore[misc]
     times = f"{seconds[len(seconds) // 2]:.1f}", f"{seconds[-1]:.1f}"
@@ -67,6 +77,15 @@ def _theirs(name: str, group: list[Result]) -> str:
     return _row(name, len(answered), *says, share, passed, alarms)
 
 
+def _exact(name: str, group: list[Result]) -> str:
+    answered = [r for r in group if "crash" not in r]
+    methods = [_count(answered, lambda r, m=m: r["method"] == m) for m in ("graph", "vmap", "single")]  # type: ignore[misc]
+    worst = [f"{max((r[key] for r in answered), default=0.0):.1e}" for key in ("float64", "own", "clipped")]
+    seconds = sorted(r["seconds"] for r in answered) or [0.0]
+    right = _count(answered, lambda r: r["ok"])
+    return _row(name, len(group), right, *methods, *worst, f"{seconds[len(seconds) // 2]:.1f}")
+
+
 def _words(results: list[Result]) -> list[str]:
     """Every model that is wrong, unproven or could not be built."""
     lines: list[str] = []
@@ -79,13 +98,17 @@ def _words(results: list[Result]) -> list[str]:
                 lines.append(
                     f"  {name}: {'not run' if 'broken' in r else 'crash'}: {r.get('broken') or r.get('crash')}"
                 )
-            elif wrong({k: v for k, v in r.items() if k != "twin"}):
+            elif "exact" in r and not r["exact"].get("ok", False):
+                lines.append(f"  {name}: WRONG SUMS: {r['exact'].get('crash') or r['exact']}")
+            elif _disagrees(r):
                 lines.append(f"  {name}: WRONG: {r['verdict']}, oracle {r['oracle']['worst']:.1e} {_events(r)}")
             elif r["verdict"] == "unproven":
                 found = (
                     "mixing" if r["oracle"]["mixing"] else f"no difference ({r['oracle']['comparisons']} comparisons)"
                 )
                 lines.append(f"  {name}: unproven: {_events(r)}; oracle: {found}")
+            if r.get("exact", {}).get("method", "graph") != "graph":
+                lines.append(f"  {name}: computed by {r['exact']['method']}: {r['exact']['reason']}")
     return ["", *lines] if lines else []
 
 
