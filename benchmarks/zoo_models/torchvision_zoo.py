@@ -23,7 +23,6 @@ IMAGES: dict[str, tuple[int, dict[str, Any]]] = {
     "efficientnet_v2_s": (32, {}),
     "googlenet": (64, {"init_weights": False}),
     "inception_v3": (96, {"init_weights": False, "aux_logits": False}),
-    "maxvit_t": (224, {}),
     "mnasnet0_5": (32, {}),
     "mobilenet_v2": (32, {}),
     "mobilenet_v3_small": (32, {}),
@@ -52,6 +51,20 @@ def _image(name: str) -> Case:
     return model.train(), classify, images(side, 5)
 
 
+def _maxvit(name: str) -> Case:
+    model = torchvision.models.MaxVit(
+        input_size=(64, 64),
+        stem_channels=16,
+        partition_size=2,
+        block_channels=[16, 32],
+        block_layers=[1, 2],
+        head_dim=16,
+        stochastic_depth_prob=0.2,
+        num_classes=5,
+    )
+    return model.train(), classify, images(64, 5)
+
+
 def _video(name: str) -> Case:
     side, frames = VIDEO[name]
     model = torchvision.models.get_model(name, num_classes=5)
@@ -70,7 +83,12 @@ def _mask(name: str) -> Case:
 
 def entries() -> list[Entry]:
     """Every family that the benchmark runs."""
-    kinds = (("vision", IMAGES, _image), ("video", VIDEO, _video), ("segmentation", MASKS, _mask))
+    kinds = (
+        ("vision", IMAGES, _image),
+        ("vision", ("maxvit",), _maxvit),
+        ("video", VIDEO, _video),
+        ("segmentation", MASKS, _mask),
+    )
     return [
         Entry(name, kind, lambda name=name, make=make: make(name))  # type: ignore[misc]
         for kind, names, make in kinds
