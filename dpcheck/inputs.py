@@ -66,11 +66,19 @@ def batch_size(batch: Any) -> int:
     sizes = {path: leaf.shape[0] for path, leaf in found}
     if len(set(sizes.values())) > 1:
         listing = ", ".join(f"batch{path}: {tuple(leaf.shape)}" for path, leaf in found)
+        mend = "give every tensor of the batch samples on axis 0, or declare the axes: unit=dpcheck.Unit(axes=...)"
+        if any(_offsets(leaf) for _, leaf in found):
+            mend = "flat indices with offsets have no sample axis: give an EmbeddingBag indices [B, L] with padding_idx"
         raise DpcheckError(
-            f"the tensors of the batch disagree about the number of samples on axis 0: {listing}",
-            next="give every tensor of the batch samples on axis 0, or declare the axes: unit=dpcheck.Unit(axes=...)",
+            f"the tensors of the batch disagree about the number of samples on axis 0: {listing}", next=mend
         )
     return found[0][1].shape[0]
+
+
+def _offsets(t: Tensor) -> bool:
+    """Whether ``t`` looks like the offsets of an embedding bag: it starts at 0 and never decreases."""
+    whole = t.dim() == 1 and t.dtype in (torch.int32, torch.int64) and len(t) > 1
+    return whole and int(t[0]) == 0 and bool((t.diff() >= 0).all()) and int(t[-1]) > 0
 
 
 def take(batch: Any, indices: Sequence[int] | Tensor) -> Any:

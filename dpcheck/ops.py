@@ -22,9 +22,20 @@ _ELEMENTWISE = frozenset(
 
 def is_pointwise(target: Any) -> bool:
     """Whether each element of the result depends on the elements of the arguments at its own (broadcast) place."""
-    return torch.Tag.pointwise in getattr(target, "tags", ()) or packet_of(target) in _ELEMENTWISE
+    # A tag on an op of somebody's own is a claim that nobody has looked at.
+    tagged = torch.Tag.pointwise in getattr(target, "tags", ()) and namespace_of(target) in _TORCH
+    return tagged or packet_of(target) in _ELEMENTWISE
+
+
+_TORCH = ("aten", "prims")
+
+
+def namespace_of(target: Any) -> str:
+    """Such as ``aten``; empty for what is no op."""
+    return str(getattr(target, "namespace", ""))
 
 
 def packet_of(target: Any) -> str:
-    """Such as ``mean`` for ``aten.mean.dim``."""
-    return str(getattr(target, "overloadpacket", target)).rpartition(".")[2]
+    """Such as ``mean`` for ``aten.mean.dim``, and ``mine.mean`` for an op of another library with the same name."""
+    name = str(getattr(target, "overloadpacket", target))
+    return name if namespace_of(target) not in ("", *_TORCH) else name.rpartition(".")[2]

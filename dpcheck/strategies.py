@@ -87,6 +87,19 @@ def embeddings(draw: Draw, dtype: str = "torch.float64") -> Case:
 
 
 @st.composite
+def bags(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """``nn.EmbeddingBag`` on rows of indices: sum, mean and maximum, with or without padding, repeated indices."""
+    rows, shape = draw(st.integers(1, 6)), [draw(_SIZES), draw(_SIZES)]
+    layer = call(
+        "nn.EmbeddingBag", rows, draw(_SIZES), mode=repr(draw(st.sampled_from(["mean", "sum", "max"]))),
+        padding_idx=draw(st.none() | st.integers(-rows, rows - 1)),
+    )  # fmt: skip
+    count = shape[0] * shape[1]
+    ids = draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count))
+    return _case(draw, layer, f"torch.tensor({ids}).view({shape[0]}, {shape[1]})", dtype=dtype)
+
+
+@st.composite
 def convolutions(draw: Draw, dtype: str = "torch.float64") -> Case:
     """Convolutions over one to three axes: groups, stride, dilation, padding and its modes, channels last."""
     axes, groups, batch = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(_SIZES)
@@ -210,6 +223,6 @@ def compositions(draw: Draw, dtype: str = "torch.float64") -> Case:
 def modules(dtype: str = "torch.float64") -> st.SearchStrategy[Case]:
     """All of them. ``dtype`` is source, such as ``torch.float32``."""
     each = (
-        linears, embeddings, convolutions, transposed_convolutions, norms, recurrents, attentions, compositions
+        linears, embeddings, bags, convolutions, transposed_convolutions, norms, recurrents, attentions, compositions,
     )  # fmt: skip
     return st.one_of(*(strategy(dtype=dtype) for strategy in each))

@@ -31,6 +31,7 @@ from dpcheck.verification import Proof, copies, verify
 try:
     from dpcheck.strategies import (
         attentions,
+        bags,
         batches,
         compositions,
         convolutions,
@@ -186,6 +187,7 @@ __all__ = [
     "assert_sampler_correct",
     "assert_sensitivity_bounded",
     "attentions",
+    "bags",
     "batches",
     "compositions",
     "convolutions",

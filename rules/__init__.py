@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from dpcheck.rules.backward_mixing import BackwardMixing
+from dpcheck.rules.bag_offsets import BagOffsets
 from dpcheck.rules.batch_norm import BatchNorm
 from dpcheck.rules.batch_size_dependence import BatchSizeDependence
 from dpcheck.rules.batch_statistics import BatchStatistics
@@ -31,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     BatchNorm(),
     FunctionalBatchNorm(),
     FrequencyScaledEmbedding(),
+    BagOffsets(),
     BatchSizeDependence(),
     StateBetweenCalls(),
     DataDependentBranch(),

@@ -12,15 +12,16 @@ from dpcheck.registry import Rule
 if TYPE_CHECKING:
     from dpcheck.facts import Event, Facts
 
+_BACKWARDS = ("embedding_dense_backward", "_embedding_bag_backward")
+
 
 class FrequencyScaledEmbedding(Rule):
     """Embeddings that scale gradients by counts in the batch.
 
     What it finds
     -------------
-    `nn.Embedding(scale_grad_by_freq=True)` and `F.embedding` with it: the backward divides by how often an
-    index occurs in
-    the whole batch. The forward shows nothing.
+    `nn.Embedding` and `nn.EmbeddingBag` with `scale_grad_by_freq=True`, `F.embedding` and `F.embedding_bag` with it:
+    the backward divides by how often an index occurs in the whole batch. The forward shows nothing.
 
     Why it breaks privacy
     ---------------------
@@ -78,11 +79,7 @@ class FrequencyScaledEmbedding(Rule):
     fix: ClassVar[Applicability | None] = "safe"
 
     def claims(self, event: Event, facts: Facts) -> bool:
-        op, module = common.packet(event), facts.module_of(event)
-        scaled = bool(getattr(module, "scale_grad_by_freq", False))
-        if "_embedding_bag" in op:
-            return scaled and (event.kind == "backward" or event.refuted)
-        return op == "embedding_dense_backward" and event.kind == "backward"
+        return event.kind == "backward" and common.packet(event) in _BACKWARDS
 
     def diagnose(self, event: Event, facts: Facts) -> Diagnostic:
         message = f"the gradient{common.place(event)} is scaled by counts over the batch: {common.effect(event)}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from dpcheck.engine import contributions, fallback, plan
-from dpcheck.engine.sites import convolution, embedding, joint, layout, matmul, norms, scatter, sums
+from dpcheck.engine.sites import bags, convolution, embedding, joint, layout, matmul, norms, scatter, sums
 from torch import nn
 
 
@@ -199,7 +199,49 @@ def _single_scaled(original):
     return gradient
 
 
+def _forgotten_weights(original):
+    return lambda self, *values: original(self, *values[:6])
+
+
+def _sizes_with_padding(original):
+    def entries(self, *values):
+        found, rows, _ = original(self, *values)
+        return found, rows, (rows != self.padding) / torch.bincount(found)[found]
+
+    return entries
+
+
+def _repeats_in_a_bag_apart(original):
+    def square_norms(self, *values):
+        bag, _, factors = self._entries(*values)
+        squares = values[0].square().sum(1)[bag] * factors.square()
+        return squares.new_zeros(self.batch).index_add_(0, self._owners(bag), squares)
+
+    return square_norms
+
+
+def _first_is_largest(original):
+    return lambda self, grad, largest, bag: original(self, grad, largest[:, :1].expand_as(grad), bag)
+
+
+class WeightedBag(nn.EmbeddingBag):
+    def forward(self, i):
+        return super().forward(i, per_sample_weights=torch.cos(i.to(self.weight.dtype)))
+
+
+def bag(mode, **options):
+    return lambda: (nn.EmbeddingBag(7, 3, mode=mode, **options), tokens())
+
+
 FAULTS = [
+    Fault("weights of a bag forgotten", bags.BagSite, "_entries", _forgotten_weights,
+          lambda: (WeightedBag(7, 3, mode="sum"), tokens())),
+    Fault("padding counted in a bag's mean", bags.BagSite, "_entries", _sizes_with_padding, bag("mean", padding_idx=2)),
+    Fault("a bag's sum for its mean", bags.BagSite, "_entries", _with(mode=0), bag("mean")),
+    Fault("repeated entries of a bag as separate rows", bags.BagSite, "square_norms", _repeats_in_a_bag_apart,
+          bag("sum")),
+    Fault("all columns of the largest row", bags.BagSite, "_largest", _first_is_largest, bag("max")),
+    Fault("bag's sum unclipped", bags.BagSite, "weighted", _unweighted, bag("mean")),
     Fault("bias forgotten in the sum", convolution.ConvolutionBiasSite, "weighted", _times(0), conv),
     Fault("bias forgotten in the norm", convolution.ConvolutionBiasSite, "per_sample", _times(0), conv),
     Fault("stride ignored", convolution.Geometry, "windows", _with(stride=(1, 1)), lambda: conv(stride=2)),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+import dpcheck.samplesets.bags
 import dpcheck.samplesets.contractions
 import dpcheck.samplesets.norms
 import dpcheck.samplesets.reductions

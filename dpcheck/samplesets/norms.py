@@ -1,4 +1,4 @@
-"""Transfer rules of normalisation layers, losses and embedding bags."""
+"""Transfer rules of normalisation layers and losses."""
 
 from __future__ import annotations
 

@@ -7,13 +7,15 @@ from torch import fx
 from dpcheck.samplesets.interpreter import Step
 
 _CLAUSES = (
+    (("embedding_dense_backward", "_embedding_bag_backward"),
+     "scales the gradient by how often an index occurs in the batch"),
+    (("_embedding_bag",), "is cut at offsets that are data, or holds indices of several samples"),
     (("batch_norm",), "normalises with statistics of the whole batch"),
     (("sum", "mean", "var", "std", "amax", "amin", "max", "min", "prod", "norm", "logsumexp", "any", "all", "median"),
      "reduces over the sample axis"),
     (("softmax",), "normalises over the sample axis"),
     (("cumsum", "cumprod", "cummax", "cummin", "sort", "argsort", "topk"), "runs along the sample axis"),
     (("mm", "bmm", "addmm", "baddbmm", "dot", "matmul", "attention"), "multiplies rows of different samples"),
-    (("embedding_dense_backward",), "scales the gradient by how often an index occurs in the batch"),
     (("flip", "roll", "index", "gather", "select", "slice", "permute", "view", "reshape"),
      "moves samples across the sample axis"),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,25 +15,20 @@ from dpcheck.samplesets.lattice import joined, moved
 
 
 @dataclass(frozen=True)
-class EmbeddingSite(Site):
-    """``embedding_dense_backward``: output gradients [*, D] added up into the rows that ``indices`` [*] name."""
+class LookupSite(Site):
+    """Gradients [n, D] added up into rows of a table."""
 
     layout: Layout
     rows: int
-    padding: int
-    indexed: bool  # the indices carry the sample axis too (else they are shared, such as position ids)
-    kind: ClassVar[str] = "embedding"
 
-    def flat(self, grad: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Output gradients [B * L, D], table rows [B * L] and samples [B * L]; padding contributes nothing."""
-        parts = self.layout.blocks(grad).flatten(1, -2)
-        picks = indices.expand(grad.shape[:-1]) if not self.indexed else indices
-        rows = self.layout.blocks(picks).flatten(1)
-        owner = torch.arange(self.batch, device=rows.device).unsqueeze(1).expand_as(rows)
-        flat, row = parts.flatten(0, 1), rows.flatten()
-        if self.padding >= 0:
-            flat = flat.masked_fill((row == self.padding).unsqueeze(1), 0)
-        return flat, row, owner.flatten()
+    @property
+    def regular(self) -> bool:
+        """Whether every sample has as many entries as every other, one after another."""
+        return True
+
+    @abstractmethod
+    def flat(self, *values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients [n, D], the rows that they are added to [n], and their samples [n]."""
 
     def per_sample(self, *values: Tensor) -> Tensor:
         grad, row, owner = self.flat(*values)
@@ -50,13 +46,34 @@ class EmbeddingSite(Site):
         result = sums.new_zeros(self.batch)
         return result.index_add_(0, keys // self.rows, torch.einsum("kd,kd->k", sums, sums))
 
+    def keeps(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class EmbeddingSite(LookupSite):
+    """``embedding_dense_backward``: output gradients [*, D] added up into the rows that ``indices`` [*] name."""
+
+    padding: int
+    indexed: bool  # the indices carry the sample axis too (else they are shared, such as position ids)
+    kind: ClassVar[str] = "embedding"
+
+    def flat(self, *values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output gradients [B * L, D], table rows [B * L] and samples [B * L]; padding contributes nothing."""
+        grad, indices = values
+        parts = self.layout.blocks(grad).flatten(1, -2)
+        picks = indices.expand(grad.shape[:-1]) if not self.indexed else indices
+        rows = self.layout.blocks(picks).flatten(1)
+        owner = torch.arange(self.batch, device=rows.device).unsqueeze(1).expand_as(rows)
+        flat, row = parts.flatten(0, 1), rows.flatten()
+        if self.padding >= 0:
+            flat = flat.masked_fill((row == self.padding).unsqueeze(1), 0)
+        return flat, row, owner.flatten()
+
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
         grad, row, owner = self.flat(*values)
         total = grad.new_zeros(self.shape)
         return total.index_add_(0, row, grad * factors.to(grad.dtype)[owner].unsqueeze(1))
-
-    def keeps(self) -> bool:
-        return False
 
 
 @maker("embedding_dense_backward")

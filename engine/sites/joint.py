@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 from dpcheck.engine.sites.base import Site, Work, contractions, square_norms_of, wide
-from dpcheck.engine.sites.embedding import EmbeddingSite
+from dpcheck.engine.sites.embedding import LookupSite
 from dpcheck.engine.sites.matmul import MatmulSite
 from dpcheck.engine.sites.pairs import ghost_square_norms, gram_flops, products_are_cheaper
 from torch import Tensor
@@ -58,8 +58,8 @@ class JointSite(Site):
             return lefts[0].transpose(-1, -2), rights[0]
         return torch.cat(lefts, 1).transpose(-1, -2), torch.cat(rights, 1)
 
-    def _lookups(self, values: tuple[Tensor, ...]) -> list[tuple[EmbeddingSite, tuple[Tensor, ...]]]:
-        return [(t.site, own) for t, own in self._split(values) if isinstance(t.site, EmbeddingSite)]
+    def _lookups(self, values: tuple[Tensor, ...]) -> list[tuple[LookupSite, tuple[Tensor, ...]]]:
+        return [(t.site, own) for t, own in self._split(values) if isinstance(t.site, LookupSite)]
 
     def per_sample(self, *values: Tensor) -> Tensor:
         product, total = self._product(values), None
@@ -87,7 +87,7 @@ class JointSite(Site):
                 total = total + 2 * self._cross(site, own, product)
         return total.clamp_min(0)
 
-    def _cross(self, site: EmbeddingSite, own: tuple[Tensor, ...], product: tuple[Tensor, Tensor]) -> Tensor:
+    def _cross(self, site: LookupSite, own: tuple[Tensor, ...], product: tuple[Tensor, Tensor]) -> Tensor:
         """``<E_i, M_i> = sum over t, s of left[id_t, s] <e_t, right[s]>``, [B]."""
         left, right = (wide(part) for part in product)
         grad, row, _ = site.flat(*own)
@@ -105,7 +105,7 @@ class JointSite(Site):
         return total
 
     def keeps(self) -> bool:
-        if any(isinstance(term.site, EmbeddingSite) for term in self.terms):
+        if any(isinstance(term.site, LookupSite) for term in self.terms):
             return False
         return products_are_cheaper(self.batch, 1, self.shape[0], self.shape[1], self._length)
 
@@ -123,7 +123,8 @@ def join(terms: list[Term], shape: tuple[int, ...]) -> JointSite | None:
     """The joint site of ``terms``; ``None`` if one of them is of another kind."""
     for term in terms:
         plain = isinstance(term.site, MatmulSite) and len(term.site.shape) == 2
-        if not plain and not (isinstance(term.site, EmbeddingSite) and not term.transposed):
+        looked_up = isinstance(term.site, LookupSite) and term.site.regular and not term.transposed
+        if not plain and not looked_up:
             return None
     operands = tuple(node for term in terms for node in term.site.operands)
     return JointSite(operands, shape, terms[0].site.batch, tuple(terms))

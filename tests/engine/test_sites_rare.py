@@ -84,10 +84,3 @@ def test_recurrent_layers_whose_bias_is_used_at_every_step(kind):
     torch.manual_seed(0)
     model = kind(3, 4, batch_first=True).double()
     assert_sampler_correct(model, torch.randn(3, 4, 3, dtype=torch.float64), method="graph")
-
-
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-def test_bags_fall_back_and_are_right(mode):
-    torch.manual_seed(0)
-    model = nn.EmbeddingBag(7, 3, mode=mode, padding_idx=2).double()
-    assert_sampler_correct(model, torch.randint(0, 7, (4, 5)))

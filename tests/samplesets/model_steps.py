@@ -160,6 +160,27 @@ def bag_of_words(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
 
 
 @step
+def weighted_bags(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
+    """Summed with weights that have a gradient; padding counts for nothing."""
+    q = z.movedim(a, -1)
+    words = (q.detach() * 2).long().clamp(0, 7).flatten(0, -2)
+    weights = q.flatten(0, -2).tanh()
+    bags = F.embedding_bag(words, w.table.weight, mode="sum", per_sample_weights=weights, padding_idx=1)[:, :1]
+    return z + bags.reshape(*q.shape[:-1], 1).movedim(-1, a)
+
+
+@step
+def largest_in_bags(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
+    """The largest word of flat bags that are cut in the middle of lines, by a table that may be frozen."""
+    q = z.movedim(a, -1)
+    words = (q.detach() * 2).long().clamp(0, 7).flatten()
+    cuts = torch.arange(q.numel() // q.shape[-1]) * q.shape[-1]
+    bags = F.embedding_bag(words, w.table.weight, cuts, mode="max")[:, :1]
+    frozen = F.embedding_bag(words, w.table.weight.detach(), (cuts - 1).clamp(min=0), mode="mean")[:, 1:2]
+    return z + (bags + frozen).reshape(*q.shape[:-1], 1).movedim(-1, a)
+
+
+@step
 def padded_lookup(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
     return z + F.embedding((z.detach() * 2).long().clamp(0, 7), w.table.weight, padding_idx=0)[..., 0]
 

@@ -21,7 +21,7 @@ from programs import SEEDS, Model, Program, Step, batch_of, build, program_with
 from referee import objections
 
 from dpcheck.capture import Capture
-from dpcheck.samplesets import analyse, interpreter, linear, moves, norms, writes
+from dpcheck.samplesets import analyse, bags, interpreter, linear, moves, norms, writes
 from dpcheck.samplesets.lattice import Samples, joined, moved, none
 from dpcheck.samplesets.op import RULES, Op, packet_of
 
@@ -154,6 +154,8 @@ PLANTED: dict[str, tuple[str, tuple[str, ...], Wrong]] = {
     "index ignores the index": ("index", ("advanced", "paired", "by_label"), _only(0)),
     "index_select ignores the index": ("index_select", ("picked", "unknown_rows"), _only(0)),
     "embedding has no sample": ("embedding", ("looked_up",), _nothing),
+    "bags have no sample": ("_embedding_bag", ("bag_of_words", "largest_in_bags"), _nothing),
+    "a frozen table's bags have no sample": ("_embedding_bag_forward_only", ("largest_in_bags",), _nothing),
     # writes
     "index_put keeps the base": ("index_put", ("index_put", "index_put_add"), _only(0)),
     "scatter keeps the base": ("scatter", ("scatter_set", "scatter_known"), _only(0)),
@@ -170,6 +172,11 @@ PLANTED: dict[str, tuple[str, tuple[str, ...], Wrong]] = {
     "tanh backward forgets the output": ("tanh_backward", ("tanh",), _nothing),
     "batch norm backward sums samples": ("native_batch_norm_backward", ("batch_norm",), _only(0)),
     "convolution backward keeps channels apart": ("convolution_backward", ("conv", "depthwise"), _only(0)),
+    "weights of bags have no sample in the backward": (
+        "_embedding_bag_per_sample_weights_backward",
+        ("weighted_bags",),
+        _nothing,
+    ),
     "nll backward has no sample": ("nll_loss_backward", ("tanh",), _nothing),
 }
 
@@ -224,6 +231,15 @@ def _frequency_scaling_linear(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(RULES, "embedding_dense_backward", _always_additive("embedding_dense_backward"))
 
 
+def _bags_end_early(patch: pytest.MonkeyPatch) -> None:
+    right = bags.bags_of
+    patch.setattr(bags, "bags_of", lambda offsets, *sizes: right((offsets - offsets.sign()).clamp(min=0), *sizes))
+
+
+def _bag_of_a_lookup_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(RULES, "_embedding_bag_backward", lambda op: op.none())
+
+
 def _scan_additive(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(RULES, "cumprod", _always_additive("cumprod"))
 
@@ -258,6 +274,8 @@ def _indices_known(patch: pytest.MonkeyPatch) -> None:
 MISTAKES: dict[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]] = {
     _products_linear: ("weight_curved_multiplied", "weight_curved_squared"),
     _frequency_scaling_linear: ("counted",),
+    _bags_end_early: ("bag_of_words", "weighted_bags"),
+    _bag_of_a_lookup_forgotten: ("bag_of_words", "weighted_bags"),
     _scan_additive: ("cumprod",),
     _chance_constant: ("copied_permuted",),
     _unknown_index_zero: ("scattered", "scatter_set"),
