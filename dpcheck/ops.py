@@ -19,23 +19,23 @@ _ELEMENTWISE = frozenset(
     }
 )  # fmt: skip
 
+# Namespaces of ops that the tables of this package speak of.
+TORCH = ("aten", "prims")
+
 
 def is_pointwise(target: Any) -> bool:
     """Whether each element of the result depends on the elements of the arguments at its own (broadcast) place."""
     # A tag on an op of somebody's own is a claim that nobody has looked at.
-    tagged = torch.Tag.pointwise in getattr(target, "tags", ()) and namespace_of(target) in _TORCH
+    tagged = torch.Tag.pointwise in getattr(target, "tags", ()) and namespace_of(target) in TORCH
     return tagged or packet_of(target) in _ELEMENTWISE
 
 
-_TORCH = ("aten", "prims")
-
-
 def namespace_of(target: Any) -> str:
-    """Such as ``aten``; empty for what is no op."""
-    return str(getattr(target, "namespace", ""))
+    """Such as ``aten``, also for what is no op (``operator.getitem``)."""
+    return str(getattr(target, "namespace", "aten"))
 
 
 def packet_of(target: Any) -> str:
     """Such as ``mean`` for ``aten.mean.dim``, and ``mine.mean`` for an op of another library with the same name."""
     name = str(getattr(target, "overloadpacket", target))
-    return name if namespace_of(target) not in ("", *_TORCH) else name.rpartition(".")[2]
+    return name if namespace_of(target) not in TORCH else name.rpartition(".")[2]

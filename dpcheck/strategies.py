@@ -59,6 +59,26 @@ def batches(draw: Draw, like: Any, max_size: int = 5, unit: Unit | None = None) 
 
 
 @st.composite
+def arguments(draw: Draw, *given: Any, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+    """Arguments of an op: a shape such as ``("n", "d", 3)`` is a normal tensor, names are sizes that they share.
+
+    A strategy is drawn from; anything else is taken as it is.
+    """
+    sizes: dict[str, int] = {}
+    for name in (axis for shape in given if isinstance(shape, tuple) for axis in shape if isinstance(axis, str)):
+        sizes[name] = sizes.get(name) or draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+
+    def one(item: Any) -> Any:
+        if isinstance(item, tuple):
+            shape = [sizes[axis] if isinstance(axis, str) else axis for axis in item]
+            return torch.randn(shape, generator=generator, dtype=dtype)
+        return draw(item) if isinstance(item, st.SearchStrategy) else item
+
+    return tuple(one(item) for item in given)
+
+
+@st.composite
 def linears(draw: Draw, dtype: str = "torch.float64") -> Case:
     """``nn.Linear`` on up to three axes between samples and features, and ``nn.Bilinear``."""
     batch, lead = draw(_SIZES), draw(st.lists(_SIZES, max_size=3))

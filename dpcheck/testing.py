@@ -30,6 +30,7 @@ from dpcheck.verification import Proof, copies, verify
 
 try:
     from dpcheck.strategies import (
+        arguments,
         attentions,
         bags,
         batches,
@@ -183,6 +184,7 @@ def _sum(clipper: Clipper, buffers: dict[str, Tensor], batch: Any) -> dict[str, 
 
 __all__ = [
     "Case",
+    "arguments",
     "assert_private",
     "assert_sampler_correct",
     "assert_sensitivity_bounded",

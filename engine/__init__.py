@@ -1,5 +1,6 @@
 """The DP engine: per-sample clipping, noise, sampling, accounting, training."""
 
 from dpcheck.engine.clipping import Clipped, Clipper, clipped_grads, per_sample_grads
+from dpcheck.engine.declared import Sampler, register_site
 
-__all__ = ["Clipped", "Clipper", "clipped_grads", "per_sample_grads"]
+__all__ = ["Clipped", "Clipper", "Sampler", "clipped_grads", "per_sample_grads", "register_site"]

@@ -25,7 +25,8 @@ class UnprovenOp(Rule):
     Why it breaks privacy
     ---------------------
     Nothing was found, and nothing was proven. The engine trains such a model with every sample computed alone, which is
-    private by construction but slow.
+    private by construction but slow. An op of your own whose rows do not meet can be declared with
+    `dpcheck.engine.register_site`, which tests the declaration.
 
     Example
     -------
@@ -109,9 +110,7 @@ class UnprovenOp(Rule):
     def diagnose(self, event: Event, facts: Facts) -> Diagnostic:
         subject = f"{event.op}{common.place(event)} " if event.op else ""
         message = f"independence is unproven: {subject}{event.reason}"
-        return common.from_event(
-            self,
-            event,
-            message,
-            "rewrite the line with ops along the axes of one sample, or train with every sample alone",
-        )
+        help = "rewrite the line with ops along the axes of one sample, or train with every sample alone"
+        if event.op and not event.op.startswith(("aten.", "prims.")):
+            help = "declare the op's rows with dpcheck.engine.register_site, or train with every sample alone"
+        return common.from_event(self, event, message, help)

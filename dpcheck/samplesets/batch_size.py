@@ -8,7 +8,7 @@ from torch import fx
 
 from dpcheck.capture import Capture
 from dpcheck.facts import Event
-from dpcheck.samplesets.op import is_pointwise, packet_of
+from dpcheck.ops import TORCH, is_pointwise, namespace_of, packet_of
 
 _FILLS = {"full": 1, "full_like": 1, "new_full": 2, "scalar_tensor": 0}
 
@@ -53,7 +53,8 @@ def _odd(a: list[fx.Node], b: list[fx.Node]) -> fx.Node | None:
 
 def _numbers(node: fx.Node) -> list[Any]:
     """The plain numbers of a node that enter its arithmetic."""
-    if is_pointwise(node.target):
+    # What an op of another library does with a number is not known.
+    if is_pointwise(node.target) or namespace_of(node.target) not in TORCH:
         plain = (*node.args, *node.kwargs.values())
         return [a for a in plain if isinstance(a, int | float) and not isinstance(a, bool)]
     at = _FILLS.get(packet_of(node.target))
