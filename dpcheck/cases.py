@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class Case:
-    """A module and a batch as Python expressions over ``torch`` and ``nn``.
+    """A module and a batch as Python expressions over ``torch``, ``nn`` and the wrappers of this file.
 
     The expressions are evaluated, so they are for tests only.
 
@@ -29,16 +30,19 @@ class Case:
 
     def build(self) -> tuple[nn.Module, tuple[Tensor, ...]]:
         """The module and the batch."""
-        names = {"torch": torch, "nn": nn}
-        with torch.random.fork_rng(devices=[]):
+        names = {"torch": torch, "nn": nn, **{wrapper.__name__: wrapper for wrapper in WRAPPERS}}
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(self.seed)
+            warnings.simplefilter("ignore")  # advice of torch about fast paths
             model, batch = eval(self.model, names), eval(self.batch, names)
         return model, batch
 
     def script(self) -> str:
         """A program that reproduces the case."""
+        used = [wrapper.__name__ for wrapper in WRAPPERS if f"{wrapper.__name__}(" in self.model]
+        wrappers = f"from dpcheck.cases import {', '.join(used)}\n" if used else ""
         return (
-            "import torch\nfrom torch import nn\nfrom dpcheck.testing import assert_sampler_correct\n"
+            f"import torch\nfrom torch import nn\n{wrappers}from dpcheck.testing import assert_sampler_correct\n"
             f"torch.manual_seed({self.seed})\nmodel = {self.model}\nbatch = {self.batch}\n"
             "assert_sampler_correct(model, batch)"
         )
@@ -67,3 +71,38 @@ class Applied(nn.Module):
 
     def forward(self, *batch: Tensor) -> Any:
         return self.function(*batch, *self.weights)
+
+
+class TimeFirst(nn.Module):
+    """A layer that takes time on axis 0 and samples on axis 1, for a batch with samples first."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        out = self.layer(*(t.transpose(0, 1) for t in batch))
+        first: Tensor = out[0] if isinstance(out, tuple) else out
+        return first.transpose(0, 1)
+
+
+class Packed(nn.Module):
+    """A recurrent layer on sequences [B, T, *] of the lengths [B]."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, sequences: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(sequences, lengths.cpu(), True, False)
+        padded, _ = nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0], True, total_length=sequences.shape[1])
+        return padded
+
+
+def materialised(layer: nn.Module, *shape: int) -> nn.Module:
+    """A lazy layer after its first call."""
+    layer(torch.zeros(shape))
+    return layer
+
+
+WRAPPERS: tuple[Callable[..., nn.Module], ...] = (TimeFirst, Packed, materialised)

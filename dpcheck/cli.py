@@ -28,6 +28,7 @@ The file is run: check only files that you trust.
   dpcheck model.py:make_model                   a certain model of the file
   dpcheck model.py --fix --unsafe-fixes --train fix, verify, train privately
   dpcheck plan model.py                         how norms and clipped sums are computed, and what they cost
+  dpcheck verify model.py                       per-sample gradients against references, parameter by parameter
   dpcheck rule DP101                            what a rule finds and why; `dpcheck rule --all` lists them"""
 _TARGET = """\
 defines a model, loss_fn(model, batch) and sample_batch();
@@ -100,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _rule(arguments[1:])
         if arguments[:1] == ["plan"]:
             return _plan(arguments[1:])
+        if arguments[:1] == ["verify"]:
+            return _verify(arguments[1:])
         options = parse(arguments)
         from dpcheck.commands import run
 
@@ -159,6 +162,18 @@ def _plan(arguments: list[str]) -> int:
     from dpcheck.plan_command import run
 
     return run(options.target)
+
+
+def _verify(arguments: list[str]) -> int:
+    what = "Compares the engine's per-sample gradients, norms and clipped sum with vmap(grad) and each sample alone."
+    p = _Parser("dpcheck verify", description=what)
+    p.add_argument("target", metavar="FILE[:SYMBOL]", help="as for dpcheck FILE")
+    p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")
+    p.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    options = p.parse_args(arguments)
+    from dpcheck.verify_command import run
+
+    return run(options.target, options.format)
 
 
 def _explain(console: Console, rule: Rule) -> None:

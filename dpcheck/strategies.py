@@ -31,7 +31,8 @@ def floats(*shape: int, dtype: str = "torch.float64") -> str:
     return f"torch.randn({', '.join(map(str, shape))}, dtype={dtype})"
 
 
-def _case(draw: Draw, layer: str, *tensors: str, dtype: str) -> Case:
+def make(draw: Draw, layer: str, *tensors: str, dtype: str) -> Case:
+    """The case of a layer in ``dtype`` and of the sources of its arguments."""
     batch = f"({', '.join(tensors)},)"
     return Case(f"{layer}.to({dtype})", batch, draw(st.integers(0, 3)))
 
@@ -79,17 +80,17 @@ def arguments(draw: Draw, *given: Any, dtype: torch.dtype = torch.float64) -> tu
 
 
 @st.composite
-def linears(draw: Draw, dtype: str = "torch.float64") -> Case:
-    """``nn.Linear`` on up to three axes between samples and features, and ``nn.Bilinear``."""
+def linears(draw: Draw, dtype: str = "torch.float64", kind: str | None = None) -> Case:
+    """``nn.Linear`` on up to three axes between samples and features, and ``nn.Bilinear``; or one ``kind``."""
     batch, lead = draw(_SIZES), draw(st.lists(_SIZES, max_size=3))
     features, out, bias = draw(_SIZES), draw(_SIZES), draw(_FLAG)
-    if not draw(_FLAG):
+    if (kind or draw(st.sampled_from(["Bilinear", "Linear"]))) == "Linear":
         layer = call("nn.Linear", features, out, bias=bias)
-        return _case(draw, layer, floats(batch, *lead, features, dtype=dtype), dtype=dtype)
+        return make(draw, layer, floats(batch, *lead, features, dtype=dtype), dtype=dtype)
     other = draw(_SIZES)
     layer = call("nn.Bilinear", features, other, out, bias=bias)
     tensors = floats(batch, *lead, features, dtype=dtype), floats(batch, *lead, other, dtype=dtype)
-    return _case(draw, layer, *tensors, dtype=dtype)
+    return make(draw, layer, *tensors, dtype=dtype)
 
 
 @st.composite
@@ -103,26 +104,27 @@ def embeddings(draw: Draw, dtype: str = "torch.float64") -> Case:
     for size in shape:
         count *= size
     ids = draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count))
-    return _case(draw, layer, f"torch.tensor({ids}).view({', '.join(map(str, shape))})", dtype=dtype)
+    return make(draw, layer, f"torch.tensor({ids}).view({', '.join(map(str, shape))})", dtype=dtype)
 
 
 @st.composite
-def bags(draw: Draw, dtype: str = "torch.float64") -> Case:
-    """``nn.EmbeddingBag`` on rows of indices: sum, mean and maximum, with or without padding, repeated indices."""
+def bags(draw: Draw, dtype: str = "torch.float64", mode: str | None = None) -> Case:
+    """``nn.EmbeddingBag`` on rows of indices: sum, mean and maximum (or one ``mode``), padding, repeated indices."""
     rows, shape = draw(st.integers(1, 6)), [draw(_SIZES), draw(_SIZES)]
     layer = call(
-        "nn.EmbeddingBag", rows, draw(_SIZES), mode=repr(draw(st.sampled_from(["mean", "sum", "max"]))),
+        "nn.EmbeddingBag", rows, draw(_SIZES), mode=repr(mode or draw(st.sampled_from(["mean", "sum", "max"]))),
         padding_idx=draw(st.none() | st.integers(-rows, rows - 1)),
     )  # fmt: skip
     count = shape[0] * shape[1]
     ids = draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count))
-    return _case(draw, layer, f"torch.tensor({ids}).view({shape[0]}, {shape[1]})", dtype=dtype)
+    return make(draw, layer, f"torch.tensor({ids}).view({shape[0]}, {shape[1]})", dtype=dtype)
 
 
 @st.composite
-def convolutions(draw: Draw, dtype: str = "torch.float64") -> Case:
-    """Convolutions over one to three axes: groups, stride, dilation, padding and its modes, channels last."""
-    axes, groups, batch = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(_SIZES)
+def convolutions(draw: Draw, dtype: str = "torch.float64", axes: int | None = None) -> Case:
+    """Convolutions over one to three axes (or ``axes``): groups, stride, dilation, paddings, channels last."""
+    axes = axes or draw(st.integers(1, 3))
+    groups, batch = draw(st.integers(1, 2)), draw(_SIZES)
     channels, out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
     kernel, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     span = dilation * (kernel - 1) + 1
@@ -139,9 +141,10 @@ def convolutions(draw: Draw, dtype: str = "torch.float64") -> Case:
 
 
 @st.composite
-def transposed_convolutions(draw: Draw, dtype: str = "torch.float64") -> Case:
-    """Transposed convolutions over one to three axes, with output padding."""
-    axes, groups, batch = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(_SIZES)
+def transposed_convolutions(draw: Draw, dtype: str = "torch.float64", axes: int | None = None) -> Case:
+    """Transposed convolutions over one to three axes (or ``axes``), with output padding."""
+    axes = axes or draw(st.integers(1, 3))
+    groups, batch = draw(st.integers(1, 2)), draw(_SIZES)
     channels, out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
     kernel, dilation, stride = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
     extra = draw(st.integers(0, max(stride, dilation) - 1))
@@ -158,91 +161,110 @@ def _with_format(draw: Draw, layer: str, axes: int, tensor: str, dtype: str) -> 
     if axes in _FORMATS and draw(_FLAG):
         layer = f"{layer}.to(memory_format={_FORMATS[axes]})"
         tensor = f"{tensor}.to(memory_format={_FORMATS[axes]})"
-    return _case(draw, layer, tensor, dtype=dtype)
+    return make(draw, layer, tensor, dtype=dtype)
+
+
+_NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d")
 
 
 @st.composite
-def norms(draw: Draw, dtype: str = "torch.float64") -> Case:
-    """Layer, RMS, group and instance norm with their affine parameters."""
-    kind = draw(st.sampled_from(["LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d"]))
-    batch, lead = draw(_SIZES), draw(st.lists(_SIZES, max_size=2))
+def norms(draw: Draw, dtype: str = "torch.float64", kind: str | None = None) -> Case:
+    """Layer, RMS, group and instance norm (or one ``kind``) with their affine parameters."""
+    kind = kind or draw(st.sampled_from(_NORMS))
+    batch, lead, eps = draw(_SIZES), draw(st.lists(_SIZES, max_size=2)), draw(st.none() | st.just(1e-2))
     if kind in ("LayerNorm", "RMSNorm"):
         shape = [draw(st.integers(2, 4)), *draw(st.lists(_SIZES, max_size=1))]
         options = {"bias": draw(_FLAG)} if kind == "LayerNorm" else {}
-        layer = call(f"nn.{kind}", shape, **options)
-        return _case(draw, layer, floats(batch, *lead, *shape, dtype=dtype), dtype=dtype)
+        layer = call(f"nn.{kind}", shape, eps=eps, **options)
+        return make(draw, layer, floats(batch, *lead, *shape, dtype=dtype), dtype=dtype)
     groups, length = draw(st.integers(1, 2)), draw(st.integers(2, 4))
-    channels = groups * draw(st.integers(1, 2))
+    channels, bias = groups * draw(st.integers(1, 2)), draw(_FLAG)
     if kind == "GroupNorm":
         tensor = floats(batch, channels, *lead, length, dtype=dtype)
-        return _case(draw, call("nn.GroupNorm", groups, channels), tensor, dtype=dtype)
-    layer = call("nn.InstanceNorm1d", channels, affine=True)
-    return _case(draw, layer, floats(batch, channels, length, dtype=dtype), dtype=dtype)
+        return make(draw, call("nn.GroupNorm", groups, channels, eps=eps, bias=bias), tensor, dtype=dtype)
+    layer = call(f"nn.{kind}", channels, eps=eps, affine=True, bias=bias)
+    # One or two axes of length 1 at the end: a mean over a line is one over a plane.
+    spatial = [length, *[draw(st.integers(1, 2)) for _ in range(int(kind[-2]) - 1)]]
+    return make(draw, layer, floats(batch, channels, *spatial, dtype=dtype), dtype=dtype)
 
 
 @st.composite
-def recurrents(draw: Draw, dtype: str = "torch.float64") -> Case:
-    """LSTM, GRU and RNN layers, samples first: layers, both directions, projections, without biases."""
-    kind = draw(st.sampled_from(["LSTM", "GRU", "RNN"]))
-    width, hidden = draw(_SIZES), draw(st.integers(2, 4))
-    projected = draw(st.none() | st.integers(1, hidden - 1)) if kind == "LSTM" else None
-    layer = call(
-        f"nn.{kind}", width, hidden, num_layers=draw(st.integers(1, 2)), bias=draw(_FLAG), batch_first=True,
-        bidirectional=draw(_FLAG), proj_size=projected,
-        nonlinearity="'relu'" if kind == "RNN" and draw(_FLAG) else None,
-    )  # fmt: skip
-    return _case(draw, layer, floats(draw(_SIZES), draw(st.integers(1, 3)), width, dtype=dtype), dtype=dtype)
+def frozen_batch_norms(draw: Draw, dtype: str = "torch.float64", kind: str = "BatchNorm2d") -> Case:
+    """Batch norm in evaluation mode: statistics are constants, scale and shift are trained."""
+    axes = 2 if kind == "SyncBatchNorm" else int(kind[-2])
+    channels, spatial = draw(_SIZES), [draw(st.integers(1, 3)) for _ in range(axes)]
+    layer = call(f"nn.{kind}", channels, eps=draw(st.none() | st.just(1e-2)), bias=draw(_FLAG))
+    tensor = floats(draw(_SIZES), channels, *spatial, dtype=dtype)
+    return make(draw, f"{layer}.eval()", tensor, dtype=dtype)
 
 
 @st.composite
-def attentions(draw: Draw, dtype: str = "torch.float64") -> Case:
-    """``nn.MultiheadAttention`` with queries, keys and values of their own, and Transformer layers."""
-    batch, length, heads = draw(_SIZES), draw(_SIZES), draw(st.integers(1, 2))
-    # Layer norm of one feature is constant: gradients would be nothing but rounding.
-    width = heads * draw(st.integers(2, 3))
-    if draw(_FLAG):
+def activations(draw: Draw, dtype: str = "torch.float64") -> Case:
+    """``nn.PReLU`` with one slope or one for each channel."""
+    channels = draw(_SIZES)
+    slopes = draw(st.sampled_from([None, channels]))
+    layer = call("nn.PReLU", num_parameters=slopes, init=draw(st.none() | st.just(0.5)))
+    return make(
+        draw, layer, floats(draw(_SIZES), channels, *draw(st.lists(_SIZES, max_size=2)), dtype=dtype), dtype=dtype
+    )
+
+
+@st.composite
+def classifiers(draw: Draw, dtype: str = "torch.float64", kind: str = "LinearCrossEntropyLoss") -> Case:
+    """Losses that hold a classifier: with labels, one loss for each sample."""
+    batch, classes = draw(_SIZES), draw(st.integers(3, 5))
+    labels = draw(st.lists(st.integers(0, classes - 1), min_size=batch, max_size=batch))
+    if kind == "LinearCrossEntropyLoss":
+        width = draw(st.integers(2, 5))
         layer = call(
-            "nn.TransformerEncoderLayer", width, heads, draw(_SIZES), dropout=0.0, batch_first=True,
-            norm_first=draw(_FLAG), bias=draw(_FLAG),
+            "nn.LinearCrossEntropyLoss", width, classes, reduction="'none'", bias=draw(_FLAG),
+            label_smoothing=draw(st.none() | st.just(0.2)), ignore_index=draw(st.none() | st.just(1)),
+            weight=draw(st.none() | st.just(f"torch.linspace(0.5, 2, {classes}, dtype={dtype})")),
         )  # fmt: skip
-        return _case(draw, layer, floats(batch, length, width, dtype=dtype), dtype=dtype)
-    kdim, vdim = draw(st.none() | _SIZES), draw(st.none() | _SIZES)
-    layer = call(
-        "nn.MultiheadAttention", width, heads, bias=draw(_FLAG), add_bias_kv=draw(_FLAG), add_zero_attn=draw(_FLAG),
-        kdim=kdim, vdim=vdim, batch_first=True,
-    )  # fmt: skip
-    keys = draw(_SIZES)
-    tensors = (length, width), (keys, kdim or width), (keys, vdim or width)
-    return _case(draw, layer, *(floats(batch, *shape, dtype=dtype) for shape in tensors), dtype=dtype)
+    else:
+        # The width of a cluster is that of the input divided by div_value and its powers.
+        width, cutoffs = draw(st.integers(16, 18)), draw(st.sampled_from([[1], [2], [1, 2]]))
+        layer = call(
+            "nn.AdaptiveLogSoftmaxWithLoss", width, classes, cutoffs, div_value=draw(st.none() | st.just(2.0)),
+            head_bias=draw(_FLAG),
+        )  # fmt: skip
+    return make(draw, layer, floats(batch, width, dtype=dtype), f"torch.tensor({labels})", dtype=dtype)
 
 
-_PARAMETRIZATIONS = ("weight_norm", "spectral_norm", "orthogonal")
+_MAPS = ("'matrix_exp'", "'cayley'", "'householder'")
+
+
+@st.composite
+def parametrized(draw: Draw, dtype: str = "torch.float64", kind: str | None = None) -> Case:
+    """A linear layer or convolution whose weight is normalised or orthogonal (by ``nn.utils.parametrizations``)."""
+    kind = kind or draw(st.sampled_from(["weight_norm", "spectral_norm", "orthogonal"]))
+    batch, width, out = draw(_SIZES), draw(st.integers(2, 4)), draw(st.integers(2, 4))
+    convolved = draw(_FLAG)
+    layer = call("nn.Conv1d", width, out, draw(st.integers(1, 2))) if convolved else call("nn.Linear", width, out)
+    options: dict[str, Any] = {"dim": draw(st.sampled_from([None, 1]))}
+    if kind == "spectral_norm":
+        options |= {"n_power_iterations": draw(st.none() | st.just(2)), "eps": draw(st.none() | st.just(1e-6))}
+    if kind == "orthogonal":
+        options = {"orthogonal_map": draw(st.none() | st.sampled_from(_MAPS)), "use_trivialization": draw(_FLAG)}
+    shape = (width, draw(st.integers(2, 4))) if convolved else (draw(_SIZES), width)
+    layer = call(f"nn.utils.parametrizations.{kind}", layer, **options)
+    return make(draw, layer, floats(batch, *shape, dtype=dtype), dtype=dtype)
 
 
 @st.composite
 def compositions(draw: Draw, dtype: str = "torch.float64") -> Case:
-    """Layers used in ways that hooks on modules get wrong: twice, on frames, parametrized, before an in-place op."""
+    """Layers used in ways that hooks on modules get wrong: twice, on frames, before an in-place op."""
     batch, width, frames = draw(_SIZES), draw(st.integers(2, 4)), draw(_SIZES)
     layer = call("nn.Linear", width, width, bias=draw(_FLAG))
-    kind = draw(st.sampled_from(["twice", "frames", "parametrized", "inplace", "prelu", "low-rank"]))
+    kind = draw(st.sampled_from(["twice", "frames", "inplace", "prelu", "low-rank"]))
     if kind == "twice":
         layer = f"(lambda layer: nn.Sequential(layer, nn.Tanh(), layer))({layer})"
     elif kind == "frames":
         layer = f"nn.Sequential(nn.Flatten(0, 1), {layer}, nn.Unflatten(0, (-1, {frames})))"
-    elif kind == "parametrized":
-        layer = f"nn.utils.parametrizations.{draw(st.sampled_from(_PARAMETRIZATIONS))}({layer})"
     elif kind == "inplace":
         layer = f"nn.Sequential({layer}, nn.ReLU(inplace=True), {layer})"
     elif kind == "prelu":
         layer = f"nn.Sequential({layer}, nn.PReLU({draw(st.sampled_from([1, frames]))}))"
     else:
         layer = f"nn.Sequential(nn.Linear({width}, 1, bias=False), nn.Linear(1, {width}, bias=False))"
-    return _case(draw, layer, floats(batch, frames, width, dtype=dtype), dtype=dtype)
-
-
-def modules(dtype: str = "torch.float64") -> st.SearchStrategy[Case]:
-    """All of them. ``dtype`` is source, such as ``torch.float32``."""
-    each = (
-        linears, embeddings, bags, convolutions, transposed_convolutions, norms, recurrents, attentions, compositions,
-    )  # fmt: skip
-    return st.one_of(*(strategy(dtype=dtype) for strategy in each))
+    return make(draw, layer, floats(batch, frames, width, dtype=dtype), dtype=dtype)

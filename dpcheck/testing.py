@@ -29,18 +29,18 @@ from dpcheck.unit import Unit, adapted
 from dpcheck.verification import Proof, copies, verify
 
 try:
+    from dpcheck.layers import layers, modules
+    from dpcheck.sequences import attentions, cells, recurrents
     from dpcheck.strategies import (
         arguments,
-        attentions,
         bags,
         batches,
         compositions,
         convolutions,
         embeddings,
         linears,
-        modules,
         norms,
-        recurrents,
+        parametrized,
         transposed_convolutions,
     )
 except ModuleNotFoundError as error:
@@ -191,13 +191,16 @@ __all__ = [
     "attentions",
     "bags",
     "batches",
+    "cells",
     "compositions",
     "convolutions",
     "embeddings",
+    "layers",
     "linears",
     "modules",
     "norms",
     "output_losses",
+    "parametrized",
     "recurrents",
     "transposed_convolutions",
 ]

@@ -144,6 +144,13 @@ def _frames_to_neighbours(original):
     return lambda self, t: original(replace(self, outer=self.inner, inner=self.outer), t)
 
 
+def _first_branch_detached(original):
+    def each(self, *values):
+        return original(self, *(v * 0 if self.count > 1 and k == 0 else v for k, v in enumerate(values)))
+
+    return each
+
+
 def _unclamped(original):
     return lambda norms, bound, weights: weights * bound / norms
 
@@ -171,15 +178,6 @@ def _norm_of_mean(original):
     return lambda left, right: original(left, right) / left.shape[-1] ** 2
 
 
-def _branching():
-    class Branching(nn.Linear):
-        def forward(self, x):
-            assert x.sum().item() == x.sum().item()
-            return super().forward(x)
-
-    return Branching(3, 2), rows(4, 3)
-
-
 def _python_state():
     class Counting(nn.Linear):
         calls = 0
@@ -189,14 +187,6 @@ def _python_state():
             return super().forward(x)
 
     return Counting(3, 2), rows(4, 3)
-
-
-def _single_scaled(original):
-    def gradient(model, loss_fn, batch, index):
-        loss, grads = original(model, loss_fn, batch, index)
-        return loss, {name: g * (1 + index) for name, g in grads.items()}
-
-    return gradient
 
 
 def _forgotten_weights(original):
@@ -283,6 +273,8 @@ FAULTS = [
           lambda: (Frames(nn.Linear(3, 2)), rows(4, 3, 3))),
     Fault("norm before a weight's parametrization", contributions.Finder, "contributions", _always_isometric,
           lambda: (nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), rows(4, 3))),
+    Fault("one branch detached", contributions.Suffix, "each", _first_branch_detached,
+          lambda: ((lambda layer: nn.Sequential(layer, nn.Tanh(), layer))(nn.Linear(3, 3)), rows(4, 3))),
     Fault("small gradients scaled up", plan, "clip_factors", _unclamped, linear),
     Fault("clipped by the largest parameter's norm", plan, "_total", _largest_only, linear),
     Fault("vmap averages over the batch", fallback, "vmap_gradients", _mean_over_batch, _python_state),

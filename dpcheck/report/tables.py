@@ -60,13 +60,24 @@ def show_changes(console: Console, result: FixResult, done: str = "fixed") -> No
 
 
 def show_proof(console: Console, proof: Proof) -> None:
-    """Print the largest relative error of each parameter's per-sample gradients."""
-    table = Table("parameter", "site", "error vs vmap(grad)", "vs each sample alone", "")
+    """Print the largest relative error of each parameter's per-sample gradients, and what was compared."""
+    own = any(p.error_own_dtype is not None for p in proof.parameters)
+    dtype = str(proof.dtype).removeprefix("torch.")
+    table = Table("parameter", "site", f"error vs vmap(grad), {dtype}", f"vs each sample alone, {dtype}")
+    if own:
+        table.add_column("in its own dtype")
+    table.add_column("")
     for p in proof.parameters:
-        vmap = "-" if p.error_vmap is None else f"{p.error_vmap:.1e}"
+        errors = [p.error_vmap, p.error_single, *([p.error_own_dtype] if own else [])]
+        shown = ["-" if error is None else f"{error:.1e}" for error in errors]
         sites = ", ".join(sorted({_op(site) for site in p.sites}))
-        table.add_row(escape(p.name), sites, vmap, f"{p.error_single:.1e}", "[green]ok[/]" if p.ok else "[red]wrong[/]")
+        table.add_row(escape(p.name), sites, *shown, "[green]ok[/]" if p.ok else "[red]wrong[/]")
     console.print(table)
+    methods = {"graph": "the graph's samplers", "vmap": "vmap(grad)", "single": "one sample at a time"}
+    console.print(
+        f"{methods[proof.method]}: {proof.cases} samples, {proof.seconds:.1f} s; norms and clipped sum are off by "
+        f"{proof.error_norms:.1g} and {proof.error_clipped:.1g} of what rounding may do"
+    )
     for note in proof.notes:
         console.print(f"[dim]note: {escape(note)}[/]")
 

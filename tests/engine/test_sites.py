@@ -41,10 +41,11 @@ def test_norm(case):
     assert_sampler_correct(case, method="graph")
 
 
-@examples(4)
+@examples(5)
 @given(testing.recurrents())
 def test_recurrent(case):
-    assert_sampler_correct(case, method="graph")
+    # Shapes of packed sequences depend on the lengths, which are data.
+    assert_sampler_correct(case, method="single" if "Packed" in case.model else "graph")
 
 
 @examples(6)
@@ -53,9 +54,15 @@ def test_attention(case):
     assert_sampler_correct(case, method="graph")
 
 
-@examples(14)
+@examples(12)
 @given(testing.compositions())
 def test_composition(case):
+    assert_sampler_correct(case, method="graph")
+
+
+@examples(10)
+@given(testing.parametrized())
+def test_parametrized(case):
     # The backward of `orthogonal` writes into slices, of which nothing is proven: such a model falls back.
     assert_sampler_correct(case, method=None if "orthogonal" in case.model else "graph")
 
