@@ -43,7 +43,7 @@ class NotCaptured(Rule):
         def forward(self, x):
             h = self.a(x)
             if not torch.isfinite(h).all():
-                raise ValueError("not finite")
+                h = torch.nan_to_num(h)
             return self.b(h)
 
 
@@ -71,7 +71,7 @@ class NotCaptured(Rule):
             self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
 
         def forward(self, x):
-            return self.b(self.a(x))
+            return self.b(torch.nan_to_num(self.a(x)))
 
 
     model = Net()

@@ -15,6 +15,7 @@ from torch import nn
 
 from dpcheck.layers import LAYERS
 from dpcheck.testing import assert_sampler_correct, layers
+from dpcheck.verification import TOLERANCE
 
 TABLE = Path(__file__).resolve().parents[1] / "LAYERS.md"
 DRAWN, VERIFIED, SLOW = 40, 40, 15
@@ -148,8 +149,8 @@ HEAD = """# Layers of torch.nn
 
 Written by `pytest -m long tests/test_torch_nn.py`, which finds the layers by walking `torch.nn` and draws cases over
 the options that are named. Every case is compared with each sample alone and with `vmap(grad)`, in float64: per-sample
-gradients, norms and clipped sum. The error is the largest one, relative to the largest entry of a parameter's gradient,
-up to the next power of ten. *graph* are the samplers; *vmap* and *single* evaluate every sample alone.
+gradients, norms and clipped sum. The error is the largest of them, relative to the largest entry of what is compared, up
+to the next power of ten. *graph* are the samplers; *vmap* and *single* evaluate every sample alone.
 
 Refused instead: batch norm in training mode (DP101), `max_norm` (DP302), `scale_grad_by_freq` (DP104), instance norm
 that tracks statistics (DP301), bags cut at offsets that are data (DP111). Sparse gradients of tables are computed one
@@ -170,6 +171,7 @@ def compared(name):
         proof = assert_sampler_correct(case)
         methods[proof.method] += 1
         errors.extend(max(p.error_single, p.error_vmap or 0.0) for p in proof.parameters)
+        errors.append(max(proof.error_norms, proof.error_clipped) * TOLERANCE[proof.dtype])
 
     verified()
     return methods, max(errors)

@@ -120,7 +120,7 @@ def test_mixing_cannot_hide_in_a_fallback():
 
     class Centred(nn.Linear):
         def forward(self, x):
-            assert x.sum().item() == x.sum().item()
+            x = x.nan_to_num() if x.isnan().any() else x
             return super().forward(x - x.mean(0))
 
     model, x = Centred(4, 3).double(), floats()
