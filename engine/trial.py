@@ -64,11 +64,32 @@ def _source(arg: Any) -> str:
 
 
 def wrong_on(declaration: Declaration, args: Sequence[Any]) -> str | None:
-    """What is wrong with the declaration for these arguments."""
+    """What is wrong with the declaration for these arguments, as they are, in float32 or stored in another order."""
     try:
-        return next(_objections(declaration, args), None)
+        found = next(_objections(declaration, args), None)
+        if found is None:
+            turned = [_turned(arg) if isinstance(arg, Tensor) else arg for arg in args]
+            straight, other = declaration.results(*args), declaration.results(*turned)
+            if not all(_close(b, a) for a, b in zip(straight, other, strict=True) if a is not None):
+                return "it gives something else where the axes of an argument are stored in another order"
     except Exception as error:
         return f"it raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return found if found is not None else _wrong_in_float32(declaration, args)
+
+
+def _turned(t: Tensor) -> Tensor:
+    """The same numbers, the last axis first in memory."""
+    return t.movedim(-1, 0).contiguous().movedim(0, -1) if t.dim() > 1 else t
+
+
+def _wrong_in_float32(declaration: Declaration, args: Sequence[Any]) -> str | None:
+    single = [arg.float() if isinstance(arg, Tensor) and arg.dtype is torch.float64 else arg for arg in args]
+    try:
+        found = next(_objections(declaration, single), None)
+    except Exception:
+        # An op need not run in every dtype.
+        return None
+    return None if found is None else f"in float32, {found}"
 
 
 def _objections(declaration: Declaration, args: Sequence[Any]) -> Iterator[str]:

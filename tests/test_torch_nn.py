@@ -149,8 +149,8 @@ HEAD = """# Layers of torch.nn
 
 Written by `pytest -m long tests/test_torch_nn.py`, which finds the layers by walking `torch.nn` and draws cases over
 the options that are named. Every case is compared with each sample alone and with `vmap(grad)`, in float64: per-sample
-gradients, norms and clipped sum. The error is the largest of them, relative to the largest entry of what is compared, up
-to the next power of ten. *graph* are the samplers; *vmap* and *single* evaluate every sample alone.
+gradients, norms and clipped sum. The error is the largest of them, relative to the largest entry of what is compared,
+up to the next power of ten. *graph* are the samplers; *vmap* and *single* evaluate every sample alone.
 
 Refused instead: batch norm in training mode (DP101), `max_norm` (DP302), `scale_grad_by_freq` (DP104), instance norm
 that tracks statistics (DP301), bags cut at offsets that are data (DP111). Sparse gradients of tables are computed one

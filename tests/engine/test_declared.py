@@ -156,6 +156,16 @@ WRONG = {
     "a constant added once": (lambda x: x.sum(0) + 1, SUM, "not the sum of what each row gives alone"),
     "a result of no row": (lambda x: x[0].clone(), ROWS | {"outputs": None}, "output 0 depends on the rows"),
     "chance": (lambda x: x + torch.rand_like(x), ROWS, "two calls differ"),
+    "another thing in float32": (
+        lambda x: x - (x.mean(0) if x.dtype is torch.float32 else 0),
+        ROWS,
+        "in float32, row j of output 0",
+    ),
+    "the order in memory taken for that of the axes": (
+        lambda x: x.as_strided(x.shape, (x.shape[1], 1)).clone(),
+        ROWS,
+        "stored in another order",
+    ),
     "an error": (lambda x: x[:, 1].clone(), ROWS, "it raises IndexError"),
 }
 
