@@ -74,7 +74,9 @@ def test_a_model_that_mixes_has_findings_and_no_plan(
 
 
 def test_a_fallback_is_said_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    branching = GOOD.replace("return self.head", "assert ids.sum().item() > 0\n        return self.head")
+    branching = GOOD.replace(
+        "return self.head", "ids = ids if ids.sum().item() > 0 else -ids\n        return self.head"
+    )
     code, out, _ = run(tmp_path, monkeypatch, capsys, branching)
     assert code == CLEAN
     assert "no plan: the graph could not be captured" in out
