@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from dpcheck.engine import clipped_grads, clipping
 from dpcheck.engine.clipping import Clipper, per_sample_grads, run_plan
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_sites import examples
 from torch import nn
 
-from dpcheck import testing
+from dpcheck import inputs, testing
 from dpcheck.errors import DpcheckError
 from dpcheck.testing import output_losses
 
@@ -21,7 +21,7 @@ def definition(model, loss_fn, batch, bound, weights):
     wanted = [p for p in model.parameters() if p.requires_grad]
     total, norms = {n: torch.zeros_like(p) for n, p in zip(names, wanted, strict=True)}, []
     for i, weight in enumerate(weights.tolist()):
-        rows = tuple(t[i : i + 1] for t in batch)
+        rows = inputs.take(batch, [i])
         grads = torch.autograd.grad(loss_fn(model, rows).sum(), wanted, allow_unused=True, materialize_grads=True)
         norm = sum(g.square().sum() for g in grads).sqrt()
         norms.append(norm)
@@ -64,8 +64,8 @@ def test_any_layer_is_clipped_by_the_definition(case, bound, padded):
     weights[-1] = 0.0 if padded else 1.0
     if "spectral" in case.model:
         model.eval()  # in training the forward moves its estimate of the spectral norm
-    if "sparse" in case.model:
-        return
+    # Chance is drawn anew at every call.
+    assume("sparse" not in case.model and "dropout=0.3" not in case.model)
     clipped = Clipper(model, output_losses, max_grad_norm=bound)(batch, weights)
     close(clipped, definition(model, output_losses, batch, bound, weights))
 
