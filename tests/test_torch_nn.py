@@ -130,10 +130,12 @@ def test_every_option_is_drawn(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_one_case_of_every_layer(name):
+    # In float64, and in its own dtype.
     @examples(1)
-    @given(layers(name))
+    @given(layers(name, dtype="torch.float32"))
     def verified(case):
-        assert_sampler_correct(case)
+        proof = assert_sampler_correct(case)
+        assert all(p.error_own_dtype is not None for p in proof.parameters)
 
     verified()
 
