@@ -88,8 +88,17 @@ def _read(file: str) -> _Source:
     return _Source(tuple(assertions), tuple(caught))
 
 
+# Python itself catches others: StopIteration and IndexError in loops, AttributeError in hasattr.
+_ERRORS = frozenset({"ValueError", "TypeError", "RuntimeError", "AssertionError", "NotImplementedError", "Exception",
+                     "ArithmeticError", "FloatingPointError", "OverflowError", "ZeroDivisionError"})  # fmt: skip
+
+
 def _only_raises(node: ast.If) -> bool:
-    return not node.orelse and len(node.body) == 1 and isinstance(node.body[0], ast.Raise)
+    if node.orelse or len(node.body) != 1 or not isinstance(node.body[0], ast.Raise):
+        return False
+    error = node.body[0].exc
+    error = error.func if isinstance(error, ast.Call) else error
+    return isinstance(error, ast.Name) and error.id in _ERRORS
 
 
 def _is_torchs(expression: ast.expr) -> bool:

@@ -21,11 +21,12 @@ from dpcheck.errors import DpcheckError
 from dpcheck.functional import functionalized, written_constant
 from dpcheck.sandbox import Touched, read_back, sandbox, swapped, tensors_of
 from dpcheck.source import location_of
-from dpcheck.tracing import Recorder, without_fused_layers, without_validation
+from dpcheck.tracing import Recorder, refusals_noted, without_fused_layers, without_validation
 from dpcheck.unsort import unsorted
 
 LossFn = Callable[[Any, Any], Tensor]
 Half = Literal["forward", "backward"]
+_BRANCH = "control flow or a Python number depends on the data"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,10 @@ def _capture(model: nn.Module, loss_fn: LossFn, batch: Any, recorder: Recorder) 
     arguments = (list(parameters.values()), list(buffers.values()), [leaves[i] for i in where], tangent)
     with sandbox(model) as touched:
         try:
-            with without_fused_layers(), without_validation(), fixed_draws(recorder.chance) as drawn:
+            with (
+                without_fused_layers(), without_validation(), fixed_draws(recorder.chance) as drawn,
+                refusals_noted(recorder.root) as refused,
+            ):  # fmt: skip
                 # Tensors that are no inputs (a table in a cache, class weights of the loss) become constants.
                 constants = {"_allow_non_fake_inputs": True, "_error_on_data_dependent_ops": True}
                 graph = make_fx(joint, TABLE, tracing_mode="fake", **constants)(*arguments)
@@ -150,6 +154,8 @@ def _capture(model: nn.Module, loss_fn: LossFn, batch: Any, recorder: Recorder) 
             raise
         except Exception as error:
             return _failure(error, recorder.half, touched)
+    if refused:
+        return CaptureFailure("branch", f"{_BRANCH}, and the model caught the error", refused[0], touched)
     unknown = _unknown_shape(graph)
     if unknown is not None:
         origin = unknown.meta.get("origin")
@@ -289,7 +295,7 @@ def _failure(error: Exception, half: str, touched: Touched) -> CaptureFailure:
     text = first_line(error)
     kind: Literal["branch", "shape", "backward", "other"] = "other"
     if "DataDependent" in name or "data-dependent" in text or "aten._local_scalar_dense" in text or "item()" in text:
-        kind, text = "branch", "control flow or a Python number depends on the data"
+        kind, text = "branch", _BRANCH
     elif "DynamicOutputShape" in name or "nonzero" in text or "unique" in text:
         kind, text = "shape", "the shape of a tensor depends on the data"
     elif half == "backward":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
@@ -126,3 +129,18 @@ def without_validation() -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def refusals_noted(root: FrameType) -> Iterator[list[Location | None]]:
+    """Where torch refused to tell data while tracing: a model may catch that error and take a path of its own."""
+    found: list[Location | None] = []
+    with ExitStack() as stack:
+        for kind in (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException):
+
+            def noting(self: Any, *args: Any, _init: Any = kind.__init__, **kwargs: Any) -> None:
+                found.append(origin_here({}, root).location)
+                _init(self, *args, **kwargs)
+
+            stack.enter_context(mock.patch.object(kind, "__init__", noting))
+        yield found
