@@ -87,12 +87,19 @@ def take(batch: Any, indices: Sequence[int] | Tensor) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.index_select(0, index.to(t.device)), batch)
 
 
+def as_dtype(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """``t`` in ``dtype``, or in the complex dtype of that precision; as it is, when it holds no such numbers."""
+    if t.is_complex():
+        return t.to(dtype.to_complex())
+    return t.to(dtype) if t.is_floating_point() else t
+
+
 def to_dtype(batch: Any, dtype: torch.dtype) -> Any:
     """``batch`` with its floating-point tensors in ``dtype``; the others as they are."""
 
     def converted(leaf: Any) -> Any:
         if isinstance(leaf, Public):
             return Public(converted(leaf.value))
-        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+        return as_dtype(leaf, dtype) if isinstance(leaf, Tensor) else leaf
 
     return pytree.tree_map(converted, batch)

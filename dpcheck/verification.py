@@ -19,6 +19,7 @@ from dpcheck.capture import Capture, LossFn, capture, first_line, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.engine import fallback
 from dpcheck.engine.clipping import Clipped, Clipper, Method, run_plan
+from dpcheck.engine.gradients import as_real
 from dpcheck.engine.plan import make_plan
 from dpcheck.engine.sites.base import every_site
 from dpcheck.errors import DpcheckError
@@ -84,11 +85,12 @@ def verify(model: nn.Module, loss_fn: LossFn, batch: Any, *, unit: Unit | None =
     except DpcheckError:
         raise
     except Exception as error:
-        dtype = _narrowest([p.dtype for p in model.parameters()])
+        dtype = _narrowest([_real_dtype(p.dtype) for p in model.parameters()])
         notes = (f"compared in the model's own dtype: float64 fails with {type(error).__name__}: {first_line(error)}",)
         main = _in_own_dtype(model, loss_fn, few)
     else:
-        if any(p.dtype is not torch.float64 for p in model.parameters() if p.is_floating_point()):
+        dtypes = {_real_dtype(p.dtype) for p in model.parameters()}
+        if any(d.is_floating_point and d is not torch.float64 for d in dtypes):
             own = _in_own_dtype(model, loss_fn, few, with_vmap=False)
     sites = main.clipper.sites()
     proofs = tuple(_proof(name, main, own, sites) for name in main.single)
@@ -143,7 +145,7 @@ def _compare(
             released = [(clipper(batch), 1.0)]
         with swapped(model, copies(model, dtype)), precision:
             _, alone = fallback.single_gradients(model, same, batch)
-        norms = torch.stack([g.double().reshape(len(g), -1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
+        norms = torch.stack([_plain(g).reshape(len(g), -1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
         # Half of the samples are clipped.
         bound = max(float(norms.median()), 1e-12)
         with swapped(model, copies(model, dtype)):
@@ -195,7 +197,7 @@ def _with_zeros(model: nn.Module, grads: dict[str, Tensor], *lead: int) -> dict[
 
 def _error_of_sum(run: Clipped, norms: Tensor, alone: dict[str, Tensor], bound: float, floor: float) -> float:
     factors = (bound / norms.clamp_min(1e-300)).clamp(max=1.0)
-    expected = {name: torch.einsum("b,b...->...", factors, g.double()) for name, g in alone.items()}
+    expected = {name: torch.einsum("b,b...->...", factors, _plain(g)) for name, g in alone.items()}
     return max(_error(run.grads[name], g, floor * float(factors.max())) for name, g in expected.items())
 
 
@@ -223,9 +225,18 @@ class _Precision(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        seen = [t.dtype for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        seen = [_real_dtype(t.dtype) for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         self.narrowest = _narrowest([self.narrowest, *seen])
         return out
+
+
+def _real_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+def _plain(t: Tensor) -> Tensor:
+    """In float64; complex numbers as pairs."""
+    return as_real(t).double()
 
 
 def _narrowest(dtypes: list[torch.dtype]) -> torch.dtype:
@@ -250,7 +261,7 @@ def copies(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tens
     state: dict[str, Tensor] = {}
     for name, t in {**parameters, **buffers}.items():
         copy = t.detach().clone()
-        copy = copy.to(dtype) if dtype is not None and copy.is_floating_point() else copy
+        copy = inputs.as_dtype(copy, dtype) if dtype is not None else copy
         state[name] = nn.Parameter(copy, requires_grad=t.requires_grad) if name in parameters else copy
     return state
 
@@ -266,8 +277,9 @@ def _error(value: Tensor, reference: Tensor, floor: float) -> float:
     """Largest difference, relative to the largest entry or to ``floor``; infinite where something is not finite."""
     if reference.numel() == 0:
         return 0.0
+    value, reference = _plain(value), _plain(reference)
     size = max(float(reference.abs().max()), floor, 1e-300)
-    difference = float((value.double() - reference.double()).abs().max())
+    difference = float((value - reference).abs().max())
     return difference / size if difference == difference else float("inf")
 
 

@@ -294,7 +294,8 @@ def run_plan(plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad
     """Losses [B], norms [B], gradients and the buffers' new values by name; nothing of the model is written."""
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
-    dtype = torch.float64 if any(p.dtype is torch.float64 for p in parameters.values()) else torch.float32
+    double = any(p.dtype in (torch.float64, torch.complex128) for p in parameters.values())
+    dtype = torch.float64 if double else torch.float32
     with torch.no_grad():
         losses, norms, grads, after = plan.module(
             *parameters.values(), *buffers.values(), *leaves, torch.ones_like(weights), weights.to(dtype), max_grad_norm

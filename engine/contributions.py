@@ -90,14 +90,16 @@ class Finder:
         if not value.mixed():
             raise NotCovered(f"the gradient of {name} is not a sum over samples")
         downstream = self._downstream(gradient)
-        joint = self._joint(name, gradient) if len(downstream) > 1 else None
+        # Samplers compute norms of real numbers only; those of complex ones are taken of the contributions.
+        real = not gradient.meta["val"].is_complex()
+        joint = self._joint(name, gradient) if len(downstream) > 1 and real else None
         if joint is not None:
             return Contribution(name, (joint,), True, _identity(), (), self.sites[joint].shape)
         found = sorted({self._site(node, output, name) for node, output in self._outputs(downstream, gradient)})
         suffix, constants = self._suffix(downstream, gradient, found)
         plain = all(packet_of(n.target) in _ISOMETRIES for n in downstream if n.target is not operator.getitem)
         chain = all(len([s for s in n.all_input_nodes if s in downstream]) <= 1 for n in downstream)
-        isometric = len(found) == 1 and plain and chain
+        isometric = len(found) == 1 and plain and chain and real
         shape = tuple(gradient.meta["val"].shape)
         return Contribution(name, tuple(found), isometric, suffix, tuple(constants), shape)
 
@@ -187,6 +189,8 @@ class Finder:
 
         for source in dict.fromkeys(s for n in downstream for s in n.all_input_nodes):
             if source not in downstream and self._output_of(source) is None:
+                if not _empty(self.steps[source]):
+                    raise NotCovered(f"a term of one sample is added by {source.target}")
                 constants[source] = graph.placeholder(f"constant{len(constants)}")
         for node in downstream:
             made[node] = graph.node_copy(node, look)
@@ -198,6 +202,11 @@ def _identity() -> Suffix:
     graph = fx.Graph()
     graph.output(graph.placeholder("site"))
     return Suffix(fx.GraphModule(torch.nn.Module(), graph), 1)
+
+
+def _empty(step: Step) -> bool:
+    values = step.value if isinstance(step.value, list | tuple) else [step.value]
+    return all(v.empty() for v in values if isinstance(v, Samples))
 
 
 def sums(step: Step) -> bool:

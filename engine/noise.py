@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from dpcheck.engine.gradients import as_real
 from dpcheck.engine.streams import Stream
 from torch import Tensor
 
@@ -26,7 +27,7 @@ _WORTH_A_THREAD = 2**17
 
 
 class Mechanism(Protocol):
-    """How clipped gradients are added up and released."""
+    """How clipped gradients are added up and released; complex ones as pairs of real numbers, [*, 2]."""
 
     def contribution(self, clipped: Mapping[str, Tensor]) -> Gradients:
         """A clipped gradient, or a sum of them, in the form in which it is added up."""
@@ -54,7 +55,8 @@ class Gaussian:
 
     def contribution(self, clipped: Mapping[str, Tensor]) -> Gradients:
         # Sums of half-precision gradients would round away what the noise hides.
-        return {name: g if g.dtype == torch.float64 else g.float() for name, g in clipped.items()}
+        real = {name: as_real(g) for name, g in clipped.items()}
+        return {name: g if g.dtype == torch.float64 else g.float() for name, g in real.items()}
 
     def release(self, total: Mapping[str, Tensor], divisor: int, stream: Stream) -> Gradients:
         released = {name: t.contiguous() for name, t in total.items()}
@@ -126,7 +128,7 @@ class GridGaussian:
 
     def contribution(self, clipped: Mapping[str, Tensor]) -> Gradients:
         """One record's gradient in units of gamma, int64; the sum of the squares is at most 2**48."""
-        scaled = {name: g.double() / self.gamma for name, g in clipped.items()}
+        scaled = {name: as_real(g).double() / self.gamma for name, g in clipped.items()}
         norm = sum(float(g.square().sum()) for g in scaled.values()) ** 0.5
         # 1e-9 is far above the rounding error of the norm: truncation, which only shrinks, ends inside the ball.
         limit = GRID * (1 - 1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from dpcheck.engine.gradients import in_dtype_of
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
@@ -29,7 +30,8 @@ class Watch:
                 where="model",
                 next="set requires_grad=True on the parameters to train",
             )
-        narrow = [name for name, p in self.parameters.items() if p.dtype not in (torch.float32, torch.float64)]
+        wide = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+        narrow = [name for name, p in self.parameters.items() if p.dtype not in wide]
         if narrow:
             raise DpcheckError(
                 f"the trainable parameter {narrow[0]!r} is {self.parameters[narrow[0]].dtype}: a sum of clipped "
@@ -88,11 +90,14 @@ class Watch:
                 )
 
     def publish(self, gradients: Mapping[str, Tensor]) -> None:
-        """Sets p.grad of every trainable parameter, in the parameter's dtype; of the others it is cleared."""
+        """Sets p.grad of every trainable parameter, in the parameter's dtype; of the others it is cleared.
+
+        Gradients of complex parameters come as pairs of real numbers, [*, 2].
+        """
         for p in self.model.parameters():
             p.grad = None
         for name, p in self.parameters.items():
-            p.grad = gradients[name].to(p.dtype)
+            p.grad = in_dtype_of(gradients[name], p)
             self._ours[name] = p.grad, p.grad._version
 
     def _check_optimizer(self) -> None:

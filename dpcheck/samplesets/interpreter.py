@@ -17,7 +17,7 @@ import dpcheck.samplesets.reductions
 import dpcheck.samplesets.writes  # noqa: F401  (each import registers its rules)
 from dpcheck.capture import Capture
 from dpcheck.samplesets.lattice import Samples, joined, moved, none, per_row, reduced
-from dpcheck.samplesets.linear import of_a_sum
+from dpcheck.samplesets.linear import adds_terms, of_a_sum
 from dpcheck.samplesets.moves import cat, create, move, pad, scatter_in, unknown
 from dpcheck.samplesets.op import RULES, Op, broadcast, is_pointwise
 
@@ -134,6 +134,8 @@ def _step(node: fx.Node, steps: dict[fx.Node, Step], batch: int) -> Step:
         return Step(unknown(op), not mixed, ruled)
     result = _transfer(op)
     result = _with_constant(op, values, result)
+    if not mixed and isinstance(result, Samples) and result.mixed() and adds_terms(op, values):
+        result = result.with_(additive=True)
     met = not mixed and any(r.mixed() and not r.additive for r in _leaves(result))
     if isinstance(out, Tensor) and out.dtype is torch.bool:
         result = result.with_(boolean=True)

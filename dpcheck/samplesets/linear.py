@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpcheck.samplesets.lattice import Samples, several
+from torch import Tensor
+
+from dpcheck.samplesets.lattice import Samples, several, squash
 from dpcheck.samplesets.moves import move
 from dpcheck.samplesets.op import RULES, Op, is_pointwise
 
@@ -39,10 +41,19 @@ def of_a_sum(op: Op, values: list[Samples]) -> Any:
     sums = [v for v in values if v.mixed()]
     others = [v for v in values if not v.mixed()]
     additive = all(v.additive for v in sums) and all(v.empty() for v in others) and _linear(op, sums, others)
+    additive = additive or (all(v.additive for v in sums) and adds_terms(op, others))
     # Not in the tables below: it may be linear all the same, which nobody has proven or refuted.
     unlisted = not additive and not is_pointwise(op.target) and all(v.additive for v in sums)
     inexact = unlisted or any(v.inexact for v in values)
     return op.each(lambda out: several(out.shape, op.batch, additive=additive, inexact=inexact))
+
+
+def adds_terms(op: Op, terms: list[Samples]) -> bool:
+    """Whether terms of one sample each are added: the gradient of a loop over samples is collected in this way."""
+    # A term of no sample would be a constant that stays when every sample is gone.
+    owned = all(v.zero or (not v.inexact and bool((squash(v.owners()) >= 0).all())) for v in terms)
+    floating = isinstance(op.out, Tensor) and op.out.is_floating_point()
+    return op.backward and op.packet in ("add", "sub") and floating and len(op.values()) == 2 and owned
 
 
 def _overwritten(op: Op) -> Samples:

@@ -133,11 +133,13 @@ class Site(ABC):
 
 def wide(t: Tensor) -> Tensor:
     """At least float32."""
-    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+    return t if t.dtype in (torch.float32, torch.float64) or t.is_complex() else t.float()
 
 
 def square_norms_of(each: Tensor) -> Tensor:
     """Squared norms of the rows of [B, ...], [B]: a sum of non-negative terms, in float32 or wider."""
+    if each.is_complex():
+        each = torch.view_as_real(each.resolve_conj())
     flat = wide(each).reshape(each.shape[0], -1)
     # One run of float32 additions over millions of entries would lose three digits.
     whole = flat.shape[1] // _RUN * _RUN

@@ -1,4 +1,4 @@
-"""Sites of the affine parameters of layer and group norm."""
+"""Sites of the affine parameters of layer and group norm, and of batch norm with constant statistics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from dpcheck.engine.sites.base import Part, Place, Site, maker, weighted_of, wide
 from dpcheck.engine.sites.layout import Layout, find_layout
-from torch import Tensor
+from torch import Tensor, fx
 
 _group_norm_backward = torch.ops.aten.native_group_norm_backward.default
 
@@ -101,3 +101,39 @@ def make_group_norm(place: Place) -> Site | None:
         return None
     part = GroupNormPart((grad, value, mean, rstd), layout, place.node.args[8])  # type: ignore[arg-type]
     return GroupNormSite((part,), place.shape, place.batch, place.output == 1)
+
+
+@dataclass(frozen=True)
+class BatchNormSite(Site):
+    """Gradient of the scale or shift of batch norm in eval mode, [N, C, *], with running mean and variance [C]."""
+
+    layout: Layout
+    eps: float
+    scale: bool
+    kind: ClassVar[str] = "batch-norm"
+
+    def per_sample(self, *values: Tensor) -> Tensor:
+        grad = wide(values[0])
+        if self.scale:
+            value, mean, variance = (wide(v) for v in values[1:])
+            channels = (-1, *[1] * (grad.dim() - 2))
+            grad = grad * ((value - mean.view(channels)) * torch.rsqrt(variance + self.eps).view(channels))
+        rows = grad.flatten(2).sum(2) if grad.dim() > 2 else grad
+        return self.layout.blocks(rows).sum(1)
+
+    def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
+        return weighted_of(factors, self.per_sample(*values)).to(values[0].dtype)
+
+
+@maker("native_batch_norm_backward")
+def make_batch_norm(place: Place) -> Site | None:
+    grad, value, _, mean, variance, _, _, training, eps = place.node.args[:9]
+    statistics = (mean, variance)
+    if training or not all(isinstance(s, fx.Node) and place.samples(s).empty() for s in statistics):
+        return None
+    layout = _common(place, grad, value, range(1))
+    if layout is None:
+        return None
+    scale = place.output == 1
+    operands: Any = (grad, value, *statistics) if scale else (grad,)
+    return BatchNormSite(operands, place.shape, place.batch, layout, float(eps), scale)  # type: ignore[arg-type]

@@ -84,3 +84,12 @@ def test_recurrent_layers_whose_bias_is_used_at_every_step(kind):
     torch.manual_seed(0)
     model = kind(3, 4, batch_first=True).double()
     assert_sampler_correct(model, torch.randn(3, 4, 3, dtype=torch.float64), method="graph")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.BatchNorm1d(3, eps=0.5)], ids=str)
+def test_batch_norm_with_constant_statistics(layer, size):
+    x = torch.randn(size, 3, *[4] * (2 if isinstance(layer, nn.BatchNorm2d) else 0), dtype=torch.float64)
+    layer.running_mean.copy_(torch.randn(3))
+    layer.running_var.copy_(torch.rand(3) + 0.5)
+    assert_sampler_correct(nn.Sequential(nn.Linear(x.shape[-1], x.shape[-1]), layer.eval()).double(), x, method="graph")
