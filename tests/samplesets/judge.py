@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from programs import Program, batch_of, build, loss_of
 from referee import objections
 
@@ -21,16 +22,18 @@ class Judgement:
 
     Attributes:
         verdict: of the analysis alone, before the oracle refutes what is unproven.
+        rounding: the difference that the oracle saw grows with the rounding error, which a leak does not.
     """
 
     verdict: str
     events: tuple[Event, ...]
     objections: tuple[str, ...]
     oracle: OracleResult
+    rounding: bool = False
 
     @property
     def false_pass(self) -> bool:
-        return self.verdict == "independent" and self.oracle.mixing
+        return self.verdict == "independent" and self.oracle.mixing and not self.rounding
 
     @property
     def unconfirmed(self) -> bool:
@@ -81,4 +84,13 @@ def judge(program: Program) -> Judgement:
     result = oracle.isolate(model, loss_of, batch, quick=True)
     if not result.mixing:
         result = oracle.isolate(model, loss_of, batch)
-    return Judgement(verdict, tuple(facts.events), tuple(said), result)
+    rounding = verdict == "independent" and result.mixing and _is_rounding(model, batch, result)
+    return Judgement(verdict, tuple(facts.events), tuple(said), result, rounding)
+
+
+def _is_rounding(model: Any, batch: Any, found: OracleResult) -> bool:
+    """Whether a small difference is a thousand times larger in float32: of a gradient that is zero, say."""
+    if found.worst > 1e-5:
+        return False
+    coarse = oracle.isolate(model, loss_of, batch, dtype=torch.float32)
+    return coarse.comparisons > 0 and coarse.worst > 1e3 * found.worst

@@ -12,11 +12,11 @@ seconds of one core a program, so about 40 minutes on two idle ones).
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from judge import Tally, judge
 from programs import Program, program, programs
 
-from dpcheck import oracle
+from dpcheck import DpcheckError, oracle
 
 
 def _sweep(count: int, start: int) -> Tally:
@@ -27,7 +27,13 @@ def _sweep(count: int, start: int) -> Tally:
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(programs)
     def run(drawn: Program) -> None:
-        tally.add(drawn, judge(drawn))
+        try:
+            tally.add(drawn, judge(drawn))
+        except DpcheckError as error:
+            if "not finite" not in error.what:
+                raise
+            # dpcheck has refused it, so there is no verdict to compare.
+            reject()
 
     run()
     print(tally.verdicts, *tally.unconfirmed, sep="\n")
@@ -62,6 +68,8 @@ ONCE_WRONG = {
     "rrelu[b(td), 1] -> square": "independent",
     # The sign of a conjugate view was taken for a movement.
     "copied_conjugated[bdt, 1] -> square": "independent",
+    # The gradient is zero, but for rounding.
+    "triu0[d(bt), 0] | scale[d(bt), 1] | instance_norm[bdt, 1] -> huber": "independent",
     # A layout that only in-place ops leave; one that batch norm leaves; a part of the forward that runs again.
     "less_norm[bdt, 1] | quantised[btd, 1] -> smooth_l1": "independent",
     "batch_norm[bdt, 1] | group_norm[btd, 1] -> ignore_index": "mixing",
