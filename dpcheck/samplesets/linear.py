@@ -49,11 +49,16 @@ def of_a_sum(op: Op, values: list[Samples]) -> Any:
 
 
 def adds_terms(op: Op, terms: list[Samples]) -> bool:
-    """Whether terms of one sample each are added: the gradient of a loop over samples is collected in this way."""
+    """Whether values that each are one sample's are added: the gradient of a loop over samples is collected so."""
     # A term of no sample would be a constant that stays when every sample is gone.
-    owned = all(v.zero or (not v.inexact and bool((squash(v.owners()) >= 0).all())) for v in terms)
+    owned = all(v.zero or _one_owner(v) for v in terms)
     floating = isinstance(op.out, Tensor) and op.out.is_floating_point()
     return op.backward and op.packet in ("add", "sub") and floating and len(op.values()) == 2 and owned
+
+
+def _one_owner(value: Samples) -> bool:
+    owners = squash(value.owners())
+    return not value.inexact and bool((owners >= 0).all()) and owners.unique().numel() == 1
 
 
 def _overwritten(op: Op) -> Samples:
