@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,22 +44,31 @@ def judge(entry: Entry, seeds: int, twins: bool, exact: bool) -> dict[str, Any]:
         run_losses(model, loss_fn, batch)
     except Exception as error:
         return {"broken": f"{type(error).__name__}: {error}"[:400], "where": traceback.format_exc(limit=-3)}
-    result = _answers(model, loss_fn, batch)
-    if "crash" in result:
-        return result
-    result["oracle"] = _oracle([(model, loss_fn, batch), *_others(entry, seeds)])
-    if twins and result["verdict"] == "mixing" and BATCH_NORM & set(result["codes"]):
+    result = _judged((model, loss_fn, batch), lambda: _others(entry, seeds), exact)
+    if twins and result.get("verdict") == "mixing" and BATCH_NORM & set(result["codes"]):
         result["twin"] = _twin(model, loss_fn, batch, exact)
-    if exact and result["verdict"] == "independent":
-        result["exact"] = _exact(model, loss_fn, batch)
     return result
+
+
+def _judged(case: Case, others: Callable[[], list[Case]], exact: bool) -> dict[str, Any]:
+    """One model. The ``others`` are further draws of it for the oracle."""
+    result = _answers(*case)
+    if "crash" not in result:
+        result["oracle"] = _oracle([case, *others()])
+    if exact and result.get("verdict") == "independent":
+        result["exact"] = _exact(*case)
+    return result
+
+
+def _crash(error: Exception, what: str = "") -> dict[str, Any]:
+    return {"crash": f"{what}{type(error).__name__}: {error}"[:400], "where": traceback.format_exc(limit=-6)}
 
 
 def _exact(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Any]:
     try:
         proof = dpcheck.verify(model, loss_fn, batch)
     except Exception as error:
-        return {"crash": f"verify: {type(error).__name__}: {error}"[:400], "where": traceback.format_exc(limit=-6)}
+        return _crash(error, "verify: ")
     wrong = [p.name for p in proof.parameters if not p.ok]
     return {
         "ok": proof.ok,
@@ -89,7 +99,7 @@ def _answers(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Any]:
         facts = find_facts(model, loss_fn, batch)
         report = report_of(facts)
     except Exception as error:
-        return {"crash": f"{type(error).__name__}: {error}"[:400], "where": traceback.format_exc(limit=-6)}
+        return _crash(error)
     seconds = time.perf_counter() - start
     return {
         "verdict": report.verdict,
@@ -127,13 +137,8 @@ def _twin(model: nn.Module, loss_fn: Any, batch: Any, exact: bool) -> dict[str, 
     try:
         fixed = dpcheck.fix(model, loss_fn, batch, unsafe=True).model
     except Exception as error:
-        return {"crash": f"fix: {type(error).__name__}: {error}"[:400], "where": traceback.format_exc(limit=-6)}
-    result = _answers(fixed, loss_fn, batch)
-    if "crash" not in result:
-        result["oracle"] = _oracle([(fixed, loss_fn, batch)])
-        if exact and result["verdict"] == "independent":
-            result["exact"] = _exact(fixed, loss_fn, batch)
-    return result
+        return _crash(error, "fix: ")
+    return _judged((fixed, loss_fn, batch), list, exact)
 
 
 def opacus(model: nn.Module) -> dict[str, Any]:
