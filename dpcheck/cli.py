@@ -153,12 +153,16 @@ def _rule(arguments: list[str]) -> int:
     return CLEAN
 
 
-def _plan(arguments: list[str]) -> int:
-    what = "How the engine computes norms and clipped sums of the sample batch, site by site, and what it costs."
-    p = _Parser("dpcheck plan", description=what)
+def _for_a_file(command: str, what: str) -> _Parser:
+    p = _Parser(f"dpcheck {command}", description=what)
     p.add_argument("target", metavar="FILE[:SYMBOL]", help="as for dpcheck FILE")
     p.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
-    options = p.parse_args(arguments)
+    return p
+
+
+def _plan(arguments: list[str]) -> int:
+    what = "How the engine computes norms and clipped sums of the sample batch, site by site, and what it costs."
+    options = _for_a_file("plan", what).parse_args(arguments)
     from dpcheck.plan_command import run
 
     return run(options.target)
@@ -166,10 +170,8 @@ def _plan(arguments: list[str]) -> int:
 
 def _verify(arguments: list[str]) -> int:
     what = "Compares the engine's per-sample gradients, norms and clipped sum with vmap(grad) and each sample alone."
-    p = _Parser("dpcheck verify", description=what)
-    p.add_argument("target", metavar="FILE[:SYMBOL]", help="as for dpcheck FILE")
+    p = _for_a_file("verify", what)
     p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")
-    p.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     options = p.parse_args(arguments)
     from dpcheck.verify_command import run
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
 from typing import Any
 
 import torch
@@ -28,23 +26,18 @@ def run(options: argparse.Namespace) -> int:
     if options.seed is not None:
         torch.manual_seed(options.seed)
     if options.format == "full":
-        return _Run(options).all()
-    # Standard output is for the document alone, whatever the file prints.
-    with contextlib.redirect_stdout(sys.stderr):
-        command = _Run(options)
-        code = command.all()
-    print(json.render(command.document))
-    return code
+        return _Run(options, {}).all()
+    with json.printed() as document:
+        return _Run(options, document).all()
 
 
 class _Run:
     """One run. ``out`` shows findings and results, ``progress`` what is quiet on request."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, options: argparse.Namespace, document: dict[str, Any]) -> None:
+        self.options, self.document = options, document
         self.out = terminal(quiet=options.format == "json")
         self.progress = terminal(quiet=options.quiet or options.format == "json")
-        self.document: dict[str, Any] = {}
 
     def all(self) -> int:
         options, target = self.options, load(self.options.target)

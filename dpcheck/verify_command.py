@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from typing import Any
 
 from dpcheck.api import check
@@ -22,12 +20,8 @@ def run(text: str, form: str) -> int:
     """
     if form == "full":
         return _run(load(text), {}, quiet=False)
-    document: dict[str, Any] = {}
-    # Standard output is for the document alone, whatever the file prints.
-    with contextlib.redirect_stdout(sys.stderr):
-        code = _run(load(text), document, quiet=True)
-    print(json.render(document))
-    return code
+    with json.printed() as document:
+        return _run(load(text), document, quiet=True)
 
 
 def _run(target: Target, document: dict[str, Any], *, quiet: bool) -> int:
