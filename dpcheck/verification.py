@@ -19,9 +19,8 @@ from dpcheck.capture import Capture, LossFn, capture, first_line, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.engine import fallback
 from dpcheck.engine.clipping import Clipped, Clipper, Method, run_plan
-from dpcheck.engine.gradients import as_real
 from dpcheck.engine.plan import make_plan
-from dpcheck.engine.sites.base import every_site
+from dpcheck.engine.sites.base import as_real, every_site
 from dpcheck.errors import DpcheckError
 from dpcheck.proof import ParameterProof, Proof
 from dpcheck.samplesets import analyse

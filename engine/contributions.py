@@ -11,7 +11,6 @@ from dpcheck.engine.sites.joint import Term, join
 from torch import Tensor, fx
 
 from dpcheck.samplesets import Analysis
-from dpcheck.samplesets.interpreter import Step
 from dpcheck.samplesets.lattice import Samples
 from dpcheck.samplesets.op import packet_of
 
@@ -111,7 +110,7 @@ class Finder:
             if node in seen or self._output_of(node) is not None:
                 continue
             seen.add(node)
-            stack += [s for s in node.all_input_nodes if sums(self.steps[s])]
+            stack += [s for s in node.all_input_nodes if self.steps[s].sums()]
         return [n for n in gradient.graph.nodes if n in seen]
 
     def _output_of(self, node: fx.Node) -> tuple[fx.Node, int | None] | None:
@@ -120,7 +119,7 @@ class Finder:
         output: int | None = None
         if node.target is operator.getitem:
             source, output = node.args  # type: ignore[assignment]
-        if not sums(self.steps[source]) or any(sums(self.steps[s]) for s in source.all_input_nodes):
+        if not self.steps[source].sums() or any(self.steps[s].sums() for s in source.all_input_nodes):
             return None
         if output is None and isinstance(self.steps[source].value, list | tuple):
             return None
@@ -131,7 +130,7 @@ class Finder:
         if own is not None:
             return {own}
         reached = {s for n in downstream for s in n.all_input_nodes}
-        return {found for s in reached if sums(self.steps[s]) and (found := self._output_of(s)) is not None}
+        return {found for s in reached if self.steps[s].sums() and (found := self._output_of(s)) is not None}
 
     def _site(self, node: fx.Node, output: int | None, name: str) -> int:
         if (node, output) not in self.at:
@@ -183,13 +182,13 @@ class Finder:
             if node in made:
                 return made[node]
             own = self._output_of(node)
-            if own is not None and sums(self.steps[node]):
+            if own is not None and self.steps[node].sums():
                 return inputs[self.at[own]]
             return constants[node]
 
         for source in dict.fromkeys(s for n in downstream for s in n.all_input_nodes):
             if source not in downstream and self._output_of(source) is None:
-                if not _empty(self.steps[source]):
+                if not all(v.empty() for v in self.steps[source].outputs):
                     raise NotCovered(f"a term of one sample is added by {source.target}")
                 constants[source] = graph.placeholder(f"constant{len(constants)}")
         for node in downstream:
@@ -202,14 +201,3 @@ def _identity() -> Suffix:
     graph = fx.Graph()
     graph.output(graph.placeholder("site"))
     return Suffix(fx.GraphModule(torch.nn.Module(), graph), 1)
-
-
-def _empty(step: Step) -> bool:
-    values = step.value if isinstance(step.value, list | tuple) else [step.value]
-    return all(v.empty() for v in values if isinstance(v, Samples))
-
-
-def sums(step: Step) -> bool:
-    """Whether an output of the node is a sum over samples."""
-    values = step.value if isinstance(step.value, list | tuple) else [step.value]
-    return any(isinstance(v, Samples) and v.mixed() for v in values)

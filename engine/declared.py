@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from dpcheck.engine.sites.base import MAKERS, Place, Site, square_norms_of, weighted_of
+from dpcheck.engine.sites.base import MAKERS, Place, Site, Template, square_norms_of, weighted_of
 from dpcheck.engine.sites.layout import Layout, find_layout
 from dpcheck.engine.trial import complaint_of
 from torch import Tensor, fx
@@ -95,13 +95,12 @@ class DeclaredSite(Site):
 
     declaration: Declaration
     output: int
-    arguments: tuple[Any, ...]  # the op's, operands as their positions
+    template: Template
     layout: tuple[int, int, int]
     kind: ClassVar[str] = "registered"
 
     def _cut(self, values: Sequence[Tensor]) -> list[Any]:
-        given = [values[a.position] if isinstance(a, _Slot) else a for a in self.arguments]
-        return self.declaration.blocks(given, *self.layout)
+        return self.declaration.blocks(self.template.filled(values), *self.layout)
 
     def per_sample(self, *values: Tensor) -> Tensor:
         return self.declaration.sampler(self.output).per_sample(*self._cut(values))
@@ -117,11 +116,6 @@ class DeclaredSite(Site):
     def keeps(self) -> bool:
         sampler = self.declaration.sampler(self.output)
         return sampler.square_norms is None or sampler.weighted is None
-
-
-@dataclass(frozen=True)
-class _Slot:
-    position: int
 
 
 def register_site(
@@ -242,7 +236,5 @@ def _make(declaration: Declaration, place: Place) -> Site | None:
     layout = find_layout(line) if line is not None else None
     if layout is None:
         return None
-    operands = tuple(dict.fromkeys(arg for arg in place.node.args if isinstance(arg, fx.Node)))
-    arguments = tuple(_Slot(operands.index(a)) if isinstance(a, fx.Node) else a for a in place.node.args)
-    split = (layout.outer, layout.batch, layout.inner)
-    return DeclaredSite(operands, place.shape, place.batch, declaration, place.output or 0, arguments, split)
+    template, split = Template.of(place.node), (layout.outer, layout.batch, layout.inner)
+    return DeclaredSite(template.nodes, place.shape, place.batch, declaration, place.output or 0, template, split)

@@ -13,13 +13,8 @@ def norms_of(each: dict[str, Tensor]) -> Tensor:
     return torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()
 
 
-def as_real(t: Tensor) -> Tensor:
-    """A complex tensor as pairs of real and imaginary part, [*, 2]: noise and grid are those of real coordinates."""
-    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
-
-
 def in_dtype_of(t: Tensor, p: Tensor) -> Tensor:
-    """The opposite of :func:`as_real` for a gradient of ``p``, in the dtype of ``p``."""
+    """The opposite of :func:`dpcheck.engine.sites.base.as_real` for a gradient of ``p``, in the dtype of ``p``."""
     if p.is_complex():
         t = torch.view_as_complex(t.to(p.real.dtype).contiguous())
     return t.to(p.dtype)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from dpcheck.engine.gradients import as_real
+from dpcheck.engine.sites.base import as_real
 from dpcheck.engine.streams import Stream
 from torch import Tensor
 

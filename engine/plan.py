@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from dpcheck.engine.contributions import Contribution, Finder, sums
+from dpcheck.engine.contributions import Contribution, Finder
 from dpcheck.engine.sites.base import Part, Site, square_norms_of, weighted_of
 from torch import Tensor, fx
 
@@ -137,7 +137,7 @@ class _Planner:
         """A node of the graph, without the outputs that are unclipped parameter gradients."""
         made = self.graph.node_copy(node, self.env.__getitem__)
         at = _MASKS.get(packet_of(node.target))
-        if at is not None and sums(self.steps[node]):
+        if at is not None and self.steps[node].sums():
             mask = [i == 0 and bool(wanted) for i, wanted in enumerate(node.args[at])]  # type: ignore[arg-type]
             made.args = (*made.args[:at], mask, *made.args[at + 1 :])
         return made

@@ -117,7 +117,11 @@ def _unweighted(original):
 
 
 def _no_scatter_add(original):
-    return lambda self, values: original(replace(self, template=(*self.template[:3], False)), values)
+    def call(self, values):
+        template = replace(self.template, arguments=(*self.template.arguments[:3], False))
+        return original(replace(self, template=template), values)
+
+    return call
 
 
 def _last_term_lost(original):

@@ -17,7 +17,7 @@ LIMIT = 60
 
 
 @st.composite
-def words(draw, *shape):
+def words(draw):
     """Ids of up to 7 words, [B, L]."""
     shape = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     return torch.randint(0, 7, shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))

@@ -153,14 +153,12 @@ def _owners(step: Step) -> tuple[int, ...] | None:
 
 
 def _suspect(step: Step) -> bool:
-    values = step.value if isinstance(step.value, list | tuple) else [step.value]
-    return any(isinstance(v, Samples) and ((v.mixed() and not v.additive) or v.inexact) for v in values)
+    return any((v.mixed() and not v.additive) or v.inexact for v in step.outputs)
 
 
 def _event(node: fx.Node, steps: dict[fx.Node, Step], reaches: list[str]) -> Event:
     step = steps[node]
-    values = step.value if isinstance(step.value, list | tuple) else [step.value]
-    inexact = any(isinstance(v, Samples) and v.inexact for v in values)
+    inexact = any(v.inexact for v in step.outputs)
     kind: EventKind = "unproven" if inexact or not step.ruled else node.meta["half"]
     return Event(kind, str(node.target), _origin(node), tuple(sorted(set(reaches))), reason_for(node, step))
 
@@ -186,16 +184,11 @@ def _sites(gradient: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, i
     found, seen, stack = [], {gradient}, [gradient]
     while stack:
         node = stack.pop()
-        sources = [s for s in node.all_input_nodes if _sums(steps[s])]
-        if not sources and _sums(steps[node]):
+        sources = [s for s in node.all_input_nodes if steps[s].sums()]
+        if not sources and steps[node].sums():
             found.append(node)
         for source in sources:
             if source not in seen:
                 seen.add(source)
                 stack.append(source)
     return tuple(sorted(found, key=order.__getitem__))
-
-
-def _sums(step: Step) -> bool:
-    values = step.value if isinstance(step.value, list | tuple) else [step.value]
-    return any(isinstance(v, Samples) and v.mixed() for v in values)

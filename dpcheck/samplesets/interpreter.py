@@ -42,6 +42,15 @@ class Step:
     fresh: bool
     ruled: bool
 
+    @property
+    def outputs(self) -> list[Samples]:
+        """The values of all outputs that have one."""
+        return _leaves(self.value)
+
+    def sums(self) -> bool:
+        """Whether an output depends on several samples: in a proven graph, whether it is a sum over them."""
+        return any(v.mixed() for v in self.outputs)
+
 
 def interpret(capture: Capture, *, mended: bool = False) -> dict[fx.Node, Step]:
     """The abstract value of every node.

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dpcheck.samplesets.lattice import Samples, several, squash
+from dpcheck.samplesets.lattice import Samples, several
 from dpcheck.samplesets.moves import move
 from dpcheck.samplesets.op import RULES, Op, is_pointwise
 
@@ -40,10 +40,10 @@ def of_a_sum(op: Op, values: list[Samples]) -> Any:
         return _overwritten(op)
     sums = [v for v in values if v.mixed()]
     others = [v for v in values if not v.mixed()]
-    additive = all(v.additive for v in sums) and all(v.empty() for v in others) and _linear(op, sums, others)
-    additive = additive or (all(v.additive for v in sums) and adds_terms(op, others))
+    sums_only = all(v.additive for v in sums)
+    additive = sums_only and ((all(v.empty() for v in others) and _linear(op, sums, others)) or adds_terms(op, others))
     # Not in the tables below: it may be linear all the same, which nobody has proven or refuted.
-    unlisted = not additive and not is_pointwise(op.target) and all(v.additive for v in sums)
+    unlisted = not additive and not is_pointwise(op.target) and sums_only
     inexact = unlisted or any(v.inexact for v in values)
     return op.each(lambda out: several(out.shape, op.batch, additive=additive, inexact=inexact))
 
@@ -57,8 +57,8 @@ def adds_terms(op: Op, terms: list[Samples]) -> bool:
 
 
 def _one_owner(value: Samples) -> bool:
-    owners = squash(value.owners())
-    return not value.inexact and bool((owners >= 0).all()) and owners.unique().numel() == 1
+    owners = value.owners().unique().tolist()
+    return not value.inexact and len(owners) == 1 and owners[0] >= 0
 
 
 def _overwritten(op: Op) -> Samples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -136,11 +136,14 @@ def wide(t: Tensor) -> Tensor:
     return t if t.dtype in (torch.float32, torch.float64) or t.is_complex() else t.float()
 
 
+def as_real(t: Tensor) -> Tensor:
+    """A complex tensor as pairs of real and imaginary part, [*, 2]: norms and noise are those of real coordinates."""
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+
+
 def square_norms_of(each: Tensor) -> Tensor:
     """Squared norms of the rows of [B, ...], [B]: a sum of non-negative terms, in float32 or wider."""
-    if each.is_complex():
-        each = torch.view_as_real(each.resolve_conj())
-    flat = wide(each).reshape(each.shape[0], -1)
+    flat = wide(as_real(each)).reshape(each.shape[0], -1)
     # One run of float32 additions over millions of entries would lose three digits.
     whole = flat.shape[1] // _RUN * _RUN
     runs = torch.linalg.vector_norm(flat[:, :whole].unflatten(1, (-1, _RUN)), dim=2).square().sum(1)
@@ -152,6 +155,42 @@ def square_norms_of(each: Tensor) -> Tensor:
 def weighted_of(factors: Tensor, each: Tensor) -> Tensor:
     """``sum_i factors[i] * each[i]``."""
     return torch.mv(each.reshape(each.shape[0], -1).t(), factors.to(each.dtype)).view(each.shape[1:])
+
+
+@dataclass(frozen=True)
+class Template:
+    """The arguments of a node's op, the nodes among them taken out.
+
+    Attributes:
+        nodes: each once, in order of appearance.
+        arguments: the op's, with a :class:`Slot` for every node, in lists of arguments too.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    arguments: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Template:
+        nodes = tuple(dict.fromkeys(a for a in pytree.tree_leaves(list(node.args)) if isinstance(a, fx.Node)))
+        slots = {a: Slot(i) for i, a in enumerate(nodes)}
+        return cls(
+            nodes, tuple(_replaced(item, lambda a: slots[a] if isinstance(a, fx.Node) else a) for item in node.args)
+        )
+
+    def filled(self, values: Sequence[Any]) -> list[Any]:
+        """The arguments with a value for every node."""
+        return [_replaced(item, lambda a: values[a.position] if isinstance(a, Slot) else a) for item in self.arguments]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a node in :attr:`Template.nodes`."""
+
+    position: int
+
+
+def _replaced(item: Any, one: Callable[[Any], Any]) -> Any:
+    return [_replaced(i, one) for i in item] if isinstance(item, list | tuple) else one(item)
 
 
 @dataclass(frozen=True)

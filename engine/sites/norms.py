@@ -14,12 +14,24 @@ _group_norm_backward = torch.ops.aten.native_group_norm_backward.default
 
 
 @dataclass(frozen=True)
-class LayerNormSite(Site):
-    """Gradient of the scale (``scale``) or shift of layer norm: ``sum(dy * x_hat)`` or ``sum(dy)``."""
+class AffineSite(Site):
+    """Gradient of the scale (``scale``) or shift of a norm: ``sum(dy * x_hat)`` or ``sum(dy)``.
+
+    The operands are dy and, for a scale, x and its statistics.
+    """
 
     layout: Layout
-    normalised: int
     scale: bool
+
+    def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
+        return weighted_of(factors, self.per_sample(*values)).to(values[0].dtype)
+
+
+@dataclass(frozen=True)
+class LayerNormSite(AffineSite):
+    """Of layer norm over the last ``normalised`` axes."""
+
+    normalised: int
     kind: ClassVar[str] = "layer-norm"
 
     def per_sample(self, *values: Tensor) -> Tensor:
@@ -31,9 +43,6 @@ class LayerNormSite(Site):
         lead = list(range(1, parts.dim() - self.normalised))
         return parts.sum(lead) if lead else parts
 
-    def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
-        return weighted_of(factors, self.per_sample(*values)).to(values[0].dtype)
-
 
 @maker("native_layer_norm_backward")
 def make_layer_norm(place: Place) -> Site | None:
@@ -44,7 +53,7 @@ def make_layer_norm(place: Place) -> Site | None:
         return None
     scale = place.output == 1
     operands: Any = (grad, value, mean, rstd) if scale else (grad,)
-    return LayerNormSite(operands, place.shape, place.batch, layout, len(shape), scale)  # type: ignore[arg-type]
+    return LayerNormSite(operands, place.shape, place.batch, layout, scale, len(shape))  # type: ignore[arg-type]
 
 
 def _common(place: Place, grad: Any, value: Any, axes: range) -> Layout | None:
@@ -104,12 +113,10 @@ def make_group_norm(place: Place) -> Site | None:
 
 
 @dataclass(frozen=True)
-class BatchNormSite(Site):
-    """Gradient of the scale or shift of batch norm in eval mode, [N, C, *], with running mean and variance [C]."""
+class BatchNormSite(AffineSite):
+    """Of batch norm in eval mode, [N, C, *], with running mean and variance [C]."""
 
-    layout: Layout
     eps: float
-    scale: bool
     kind: ClassVar[str] = "batch-norm"
 
     def per_sample(self, *values: Tensor) -> Tensor:
@@ -120,9 +127,6 @@ class BatchNormSite(Site):
             grad = grad * ((value - mean.view(channels)) * torch.rsqrt(variance + self.eps).view(channels))
         rows = grad.flatten(2).sum(2) if grad.dim() > 2 else grad
         return self.layout.blocks(rows).sum(1)
-
-    def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
-        return weighted_of(factors, self.per_sample(*values)).to(values[0].dtype)
 
 
 @maker("native_batch_norm_backward")
@@ -136,4 +140,4 @@ def make_batch_norm(place: Place) -> Site | None:
         return None
     scale = place.output == 1
     operands: Any = (grad, value, *statistics) if scale else (grad,)
-    return BatchNormSite(operands, place.shape, place.batch, layout, float(eps), scale)  # type: ignore[arg-type]
+    return BatchNormSite(operands, place.shape, place.batch, layout, scale, float(eps))  # type: ignore[arg-type]

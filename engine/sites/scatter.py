@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from dpcheck.engine.sites.base import Place, Site, maker
+from dpcheck.engine.sites.base import Place, Site, Template, maker
 from dpcheck.engine.sites.layout import Layout, find_layout
-from torch import Tensor, fx
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,13 @@ class ScatterSite(Site):
     """An accumulating scatter, run for one sample at a time on that sample's part of the operands."""
 
     target: Any
-    template: tuple[Any, ...]  # the op's arguments, operands as their positions
+    template: Template
     layouts: tuple[Layout | None, ...]
     source: int  # which operand the result is linear in
     kind: ClassVar[str] = "scatter"
 
     def _call(self, values: list[Tensor]) -> Tensor:
-        def fill(item: Any) -> Any:
-            if isinstance(item, _Slot):
-                return values[item.position]
-            return [fill(i) for i in item] if isinstance(item, list | tuple) else item
-
-        result: Tensor = self.target(*[fill(item) for item in self.template])
+        result: Tensor = self.target(*self.template.filled(values))
         return result
 
     def per_sample(self, *values: Tensor) -> Tensor:
@@ -50,35 +45,21 @@ class ScatterSite(Site):
         return False
 
 
-@dataclass(frozen=True)
-class _Slot:
-    position: int
-
-
 _SOURCE = {"index_put": 2, "_unsafe_index_put": 2, "index_add": 3, "scatter_add": 3}
 
 
 @maker(*_SOURCE)
 def make(place: Place) -> Site | None:
-    operands: list[fx.Node] = []
-
-    def mark(item: Any) -> Any:
-        if isinstance(item, fx.Node):
-            if item not in operands:
-                operands.append(item)
-            return _Slot(operands.index(item))
-        return [mark(i) for i in item] if isinstance(item, list | tuple) else item
-
-    template = tuple(mark(arg) for arg in place.node.args)
+    template = Template.of(place.node)
     source = place.node.args[_SOURCE[str(place.node.target).split(".")[1]]]
     layouts: list[Layout | None] = []
-    for node in operands:
+    for node in template.nodes:
         samples = place.samples(node)
         layout = None if samples.empty() else find_layout(samples)
         if layout is None and not samples.empty():
             return None
         layouts.append(layout)
-    where = operands.index(source)  # type: ignore[arg-type]
+    where = template.nodes.index(source)
     if layouts[where] is None:
         return None
-    return ScatterSite(tuple(operands), place.shape, place.batch, place.node.target, template, tuple(layouts), where)
+    return ScatterSite(template.nodes, place.shape, place.batch, place.node.target, template, tuple(layouts), where)

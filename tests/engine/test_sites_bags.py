@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from dpcheck.engine.clipping import Clipper
 from hypothesis import given
 from hypothesis import strategies as st
+from test_embedding_uses import REFUSED
 from test_sites import examples
 from test_sites_embedding import largest_tensor
 from torch import nn
@@ -132,9 +133,6 @@ def test_bags_of_several_samples_mix():
 
     report = dpcheck.check(nn.EmbeddingBag(7, 3), loss_fn, torch.randint(0, 7, (4, 4)))
     assert [d.code for d in report.diagnostics] == ["DP111"]
-
-
-REFUSED = {"sparse": "DP501", "scale_grad_by_freq": "DP104", "max_norm": "DP302"}
 
 
 @pytest.mark.parametrize("option", REFUSED)
