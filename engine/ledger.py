@@ -76,7 +76,14 @@ class Ledger:
             self._entries = _read(self.path)
 
     def append(self, record: StepRecord, count: int = 1) -> None:
-        """Adds ``count`` steps; they are on disk when this returns, if there is a path."""
+        """Adds ``count`` steps; they are on disk when this returns, if there is a path.
+
+        Raises:
+            DpcheckError: for a step that :meth:`epsilon` could not account for: nothing is added then.
+        """
+        _check_record(record, "Ledger.append")
+        if not _is_whole(count):
+            raise DpcheckError(f"a step of the ledger has count={count!r}", where="Ledger.append")
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write((json.dumps(asdict(record)) + "\n") * count)
@@ -218,13 +225,17 @@ def _record(values: Any, where: str) -> StepRecord:
             next="restore the ledger from a copy: without it epsilon is unknown",
         )
     record = StepRecord(**values)
+    _check_record(record, where)
+    return record
+
+
+def _check_record(record: StepRecord, where: str) -> None:
     _check_values(record, where)
     if (record.sampler, record.adjacency) != ("poisson", "add-remove"):
         raise DpcheckError(
             f"sampler={record.sampler!r} with adjacency={record.adjacency!r} cannot be accounted for here",
             where=where,
         )
-    return record
 
 
 def _check_values(record: StepRecord, where: str) -> None:

@@ -134,10 +134,33 @@ def test_a_state_that_is_no_ledger_is_refused(state, says):
         Ledger().absorb(state)
 
 
-def test_what_the_accountant_cannot_express_is_refused():
-    state = filled(replace(A, sampler="shuffled")).state_dict()
-    with pytest.raises(DpcheckError, match="shuffled"):
-        Ledger().absorb(state)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampler": "shuffled"},
+        {"sampler": "fixed-size"},
+        {"adjacency": "replace-one"},
+        {"noise_multiplier": float("nan")},
+        {"noise_multiplier": -1.0},
+        {"expected_batch_size": 2000},
+    ],
+)
+def test_what_the_accountant_cannot_express_enters_no_ledger(tmp_path, change):
+    state = filled(A).state_dict()
+    state["entries"][0].update(change)
+    ledger = filled(A, path=tmp_path / "ledger.jsonl")
+    for attempt in (lambda: ledger.absorb(state), lambda: ledger.append(replace(A, **change))):
+        with pytest.raises(DpcheckError, match=next(iter(change))):
+            attempt()
+    assert ledger.entries == Ledger(ledger.path).entries == ((A, 1),)
+
+
+@pytest.mark.parametrize("count", [0, -3, 1.5, True])
+def test_a_count_that_is_no_number_of_steps_is_refused(tmp_path, count):
+    ledger = filled(A, path=tmp_path / "ledger.jsonl")
+    with pytest.raises(DpcheckError, match="count="):
+        ledger.append(A, count)
+    assert ledger.entries == Ledger(ledger.path).entries == ((A, 1),)
 
 
 def test_runs_have_different_names():
