@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 import dpcheck.samplesets.bags
 import dpcheck.samplesets.contractions
 import dpcheck.samplesets.norms
+import dpcheck.samplesets.recurrent
 import dpcheck.samplesets.reductions
 import dpcheck.samplesets.writes  # noqa: F401  (each import registers its rules)
 from dpcheck.capture import Capture

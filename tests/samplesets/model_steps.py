@@ -94,7 +94,7 @@ def lstm(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
     d = q.shape[-1]
     weights = [torch.cat([w.square[:d, :d]] * 4), torch.cat([w.square[:d, -d:]] * 4)]
     zero = q.new_zeros(1, q.shape[1], d)
-    out: Any = torch.lstm(q, (zero, zero), weights, False, 1, 0.0, False, False, False)[0]
+    out: Any = torch.lstm(q, (q[:1].tanh(), zero), weights, False, 1, 0.0, False, False, False)[0]
     return (out if z.dim() == 3 else out[0]).movedim(-1, a)
 
 

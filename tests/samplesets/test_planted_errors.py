@@ -121,6 +121,8 @@ PLANTED: dict[str, tuple[str, tuple[str, ...], Wrong]] = {
     "where sees its condition": ("where", ("wheres",), _nothing),
     "comparisons have no sample": ("gt", ("wheres", "mask_put"), _nothing),
     "maximum sees its left side": ("maximum", ("less_greatest",), _only(0)),
+    "lstm sees its weights": ("dpcheck.lstm", ("lstm",), _nothing),
+    "lstm sees one time step": ("dpcheck.lstm", ("lstm",), _only(0)),
     # reductions
     "mean keeps one row": ("mean", ("less_mean", "times_squeezed", "less_all_but"), _only(0)),
     "sum keeps one row": ("sum", ("less_sum", "weighted"), _only(0)),

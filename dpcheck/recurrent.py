@@ -1,0 +1,153 @@
+"""LSTM layers as two ops for each direction, in the place of a dozen for each time step.
+
+A layer is ``linear`` for all time steps at once, then the recurrence, which is one op forward and one backward. The
+gradient of the recurrent weights is a product of two tensors that hold all time steps: a sampler's usual case.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+@torch.library.custom_op("dpcheck::lstm", mutates_args=())
+def lstm(gates: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The recurrence of an LSTM (Hochreiter and Schmidhuber 1997, with forget gates).
+
+    Args:
+        gates: [T, B, 4H], the part of the pre-activations that comes from the input; input, forget, cell, output gate.
+        weight: [4H, H], recurrent. hidden, cell: [B, H], at the start.
+
+    Returns:
+        hidden and cell states [T + 1, B, H], the given ones first; the gates after activation [T, B, 4H] and the cell
+        states after theirs [T, B, H], for the backward.
+    """
+    steps, batch, wide = gates.shape
+    width = wide // 4
+    hiddens, cells = gates.new_empty(steps + 1, batch, width), gates.new_empty(steps + 1, batch, width)
+    active, squashed = gates.new_empty(gates.shape), gates.new_empty(steps, batch, width)
+    transposed = weight.t()
+    hiddens[0], cells[0] = hidden, cell
+    for t in range(steps):
+        now = torch.addmm(gates[t], hiddens[t], transposed, out=active[t])
+        now[:, : 2 * width].sigmoid_()
+        now[:, 2 * width : 3 * width].tanh_()
+        now[:, 3 * width :].sigmoid_()
+        enter, forget, fresh, leave = now.split(width, 1)
+        after = torch.mul(forget, cells[t], out=cells[t + 1]).addcmul_(enter, fresh)
+        torch.mul(torch.tanh(after, out=squashed[t]), leave, out=hiddens[t + 1])
+    return hiddens, cells, active, squashed
+
+
+@lstm.register_fake
+def _(gates: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    steps = gates.shape[0]
+    shapes = (steps + 1, *hidden.shape), (steps + 1, *hidden.shape), gates.shape, (steps, *hidden.shape)
+    a, b, c, d = (gates.new_empty(shape) for shape in shapes)
+    return a, b, c, d
+
+
+@torch.library.custom_op("dpcheck::lstm_backward", mutates_args=())
+def lstm_backward(
+    grad_hiddens: Tensor, grad_cell: Tensor, weight: Tensor, cells: Tensor, active: Tensor, squashed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the recurrence: of the pre-activations [T, B, 4H], and of the states at the start, [B, H].
+
+    Args:
+        grad_hiddens: [T, B, H], of the hidden states after each step. grad_cell: [B, H], of the last cell state.
+        weight, cells, active, squashed: as :func:`lstm` takes and returns them.
+    """
+    steps, batch, wide = active.shape
+    width = wide // 4
+    gate = active.view(steps, batch, 4, width)
+    enter, forget, fresh, leave = gate.unbind(2)
+    # What each gradient is multiplied with depends on the activations alone: computed for all time steps at once.
+    slope = torch.addcmul(active, active, active, value=-1).view_as(gate)
+    torch.addcmul(torch.ones_like(fresh), fresh, fresh, value=-1, out=slope[:, :, 2])
+    slope[:, :, 0].mul_(fresh)
+    slope[:, :, 1].mul_(cells[:-1])
+    slope[:, :, 2].mul_(enter)
+    slope[:, :, 3].mul_(squashed)
+    through = torch.addcmul(leave, leave * squashed, squashed, value=-1)
+    hidden, cell = grad_hiddens[-1], grad_cell.unsqueeze(1).clone()
+    for t in range(steps - 1, -1, -1):
+        now = slope[t]
+        cell[:, 0].addcmul_(hidden, through[t])
+        now[:, :3].mul_(cell)
+        now[:, 3].mul_(hidden)
+        before = now.view(batch, wide)
+        hidden = torch.addmm(grad_hiddens[t - 1], before, weight) if t else before @ weight
+        cell[:, 0].mul_(forget[t])
+    return slope.view(steps, batch, wide), hidden, cell[:, 0].clone()
+
+
+@lstm_backward.register_fake
+def _(
+    grad_hiddens: Tensor, grad_cell: Tensor, weight: Tensor, cells: Tensor, active: Tensor, squashed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return active.new_empty(active.shape), grad_cell.new_empty(grad_cell.shape), grad_cell.new_empty(grad_cell.shape)
+
+
+class _Recurrence(torch.autograd.Function):
+    """(gates, weight, hidden, cell) -> hidden states [T, B, H], last cell state [B, H]."""
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        hiddens, cells, active, squashed = torch.ops.dpcheck.lstm(gates, weight, hidden, cell)
+        ctx.save_for_backward(weight, hiddens, cells, active, squashed)
+        return hiddens[1:], cells[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        weight, hiddens, *kept = ctx.saved_tensors
+        gates, hidden, cell = torch.ops.dpcheck.lstm_backward(*grads, weight, *kept)
+        flat = gates.flatten(0, 1).t() @ hiddens[:-1].flatten(0, 1)
+        return gates, flat, hidden, cell
+
+
+class FusedLSTM(TorchFunctionMode):
+    """``torch.lstm`` on padded sequences by the ops above, layer by layer; every other call as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._VF.lstm and not kwargs and len(args) == 9 and _plain(*args):
+            return _layers(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _plain(x: Any, states: Any, weights: Any, biased: bool, layers: int, *rest: Any) -> bool:
+    """Padded sequences, no projection, one floating dtype, no autocast, no transform of torch.func."""
+    if not isinstance(states, list | tuple) or not isinstance(weights, list | tuple) or len(states) != 2:
+        return False
+    directions = 2 if rest[2] else 1
+    tensors = [x, *states, *weights]
+    same = len({(t.dtype, t.device) for t in tensors}) == 1 and x.dtype in (torch.float32, torch.float64)
+    whole = len(weights) == layers * directions * (4 if biased else 2) and x.dim() == 3 and min(x.shape) > 0
+    bare = not torch.is_autocast_enabled(x.device.type) and not torch._C._are_functorch_transforms_active()
+    return same and whole and bare
+
+
+def _layers(
+    x: Tensor, states: Any, weights: Any, biased: bool, layers: int, dropout: float, train: bool, both: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x = x.transpose(0, 1) if batch_first else x
+    directions, own = 2 if both else 1, 4 if biased else 2
+    hidden, cell = [], []
+    for layer in range(layers):
+        outputs = []
+        for direction in range(directions):
+            at = layer * directions + direction
+            into, recurrent, *biases = weights[at * own : (at + 1) * own]
+            gates = functional.linear(x.flip(0) if direction else x, into, sum(biases) if biases else None)
+            output, last = _Recurrence.apply(gates, recurrent, states[0][at], states[1][at])  # type: ignore[no-untyped-call]
+            hidden.append(output[-1])
+            cell.append(last)
+            outputs.append(output.flip(0) if direction else output)
+        x = torch.cat(outputs, 2) if both else outputs[0]
+        if dropout and layer < layers - 1:
+            x = torch.dropout(x, dropout, train)
+    return x.transpose(0, 1) if batch_first else x, torch.stack(hidden), torch.stack(cell)

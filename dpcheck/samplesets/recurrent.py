@@ -1,0 +1,27 @@
+"""Transfer rules of the recurrent layers that capture puts in (:mod:`dpcheck.recurrent`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpcheck.samplesets.lattice import Samples, moved, reduced
+from dpcheck.samplesets.op import Op, transfer
+
+
+@transfer("dpcheck.lstm", "dpcheck.lstm_backward")
+def recurrence(op: Op) -> Any:
+    """Row b of the batch, which is the last axis but one, depends on everything of row b, and on all of the weights.
+
+    Time is not followed: an early state is said to depend on the later inputs too.
+    """
+    at = 1 if op.packet == "dpcheck.lstm" else 2
+    weight = moved(reduced(op.args[at], None), lambda t: t.reshape(1, 1))
+    rows = [_rows(value) for i, value in enumerate(op.args) if i != at]
+    every = op.join(weight, *rows, shape=rows[0].shape)
+    return op.each(lambda out: moved(every, lambda t: t.expand(out.shape)))
+
+
+def _rows(value: Samples) -> Samples:
+    """What each row depends on, [B, 1]: of a sequence [T, B, ...], or of a state [B, ...]."""
+    last = reduced(value, [-1])
+    return reduced(last, [0], keepdim=False) if len(value.shape) == 3 else last
