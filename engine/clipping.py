@@ -13,7 +13,9 @@ from dpcheck.engine import fallback
 from dpcheck.engine.contributions import NotCovered
 from dpcheck.engine.gradients import complete, norms_of
 from dpcheck.engine.plan import Plan, clip_factors, make_plan
+from dpcheck.engine.precision import casting, without_autocast, without_cache
 from dpcheck.engine.refusals import check_finite, lacks_memory, mixing, no_memory
+from dpcheck.engine.sites.base import weighted_of, wide
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -128,8 +130,7 @@ class Clipper:
         shapes = tuple((tuple(x.shape), x.dtype, str(x.device)) if isinstance(x, Tensor) else repr(x) for x in leaves)
         state = tuple(_settings(m) for m in self.model.modules())
         tensors = tuple((id(p), p.dtype, p.device, p.requires_grad) for p in self.model.parameters())
-        casting = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        return shapes, str(spec), state, tensors, casting
+        return shapes, str(spec), state, tensors, casting()
 
     def _make(self, batch: Any) -> Plan | None:
         result = capture(self.model, self.loss_fn, batch)
@@ -212,7 +213,8 @@ class Clipper:
     def _by_fallback(self, batch: Any, weights: Tensor) -> Clipped:
         if self.method == "vmap":
             try:
-                losses, each = fallback.vmap_gradients(self.model, self.loss_fn, batch)
+                with without_cache():
+                    losses, each = fallback.vmap_gradients(self.model, self.loss_fn, batch)
             except DpcheckError:
                 raise
             except Exception as error:
@@ -224,7 +226,8 @@ class Clipper:
             norms = norms_of(each)
             check_finite(losses, norms, weights)
             factors = clip_factors(norms, self.max_grad_norm, weights.to(norms.dtype))
-            grads = {n: torch.einsum("b,b...->...", factors.to(g.dtype), g) for n, g in each.items()}
+            with without_autocast():
+                grads = {n: weighted_of(factors, wide(g)) for n, g in each.items()}
             return Clipped(complete(dict(self.model.named_parameters()), grads), norms, losses)
         return self._one_by_one(batch, weights)
 
@@ -233,7 +236,8 @@ class Clipper:
         total = {n: torch.zeros_like(p) for n, p in parameters.items() if p.requires_grad}
         losses, norms = [], []
         for i in range(len(weights)):
-            loss, grads = fallback.single_gradient(self.model, self.loss_fn, batch, i)
+            with without_cache():
+                loss, grads = fallback.single_gradient(self.model, self.loss_fn, batch, i)
             norm = norms_of({n: g.unsqueeze(0) for n, g in grads.items()})
             check_finite(loss.view(1), norm, weights[i : i + 1], first=i)
             factor = clip_factors(norm, self.max_grad_norm, weights[i : i + 1].to(norm.dtype))
@@ -296,7 +300,7 @@ def run_plan(plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad
     leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
     double = any(p.dtype in (torch.float64, torch.complex128) for p in parameters.values())
     dtype = torch.float64 if double else torch.float32
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast():
         losses, norms, grads, after = plan.module(
             *parameters.values(), *buffers.values(), *leaves, torch.ones_like(weights), weights.to(dtype), max_grad_norm
         )

@@ -6,7 +6,7 @@ import operator
 from dataclasses import dataclass
 
 import torch
-from dpcheck.engine.sites.base import Place, Site, make_site
+from dpcheck.engine.sites.base import Place, Site, is_narrow, make_site
 from dpcheck.engine.sites.joint import Term, join
 from torch import Tensor, fx
 
@@ -96,7 +96,7 @@ class Finder:
             return Contribution(name, (joint,), True, _identity(), (), self.sites[joint].shape)
         found = sorted({self._site(node, output, name) for node, output in self._outputs(downstream, gradient)})
         suffix, constants = self._suffix(downstream, gradient, found)
-        plain = all(packet_of(n.target) in _ISOMETRIES for n in downstream if n.target is not operator.getitem)
+        plain = all(_keeps_norm(n) for n in downstream if n.target is not operator.getitem)
         chain = all(len([s for s in n.all_input_nodes if s in downstream]) <= 1 for n in downstream)
         isometric = len(found) == 1 and plain and chain and real
         shape = tuple(gradient.meta["val"].shape)
@@ -168,6 +168,8 @@ class Finder:
             return None if None in parts else [term for part in parts for term in part or ()]
         if packet == "t":
             return self._terms(sources[0], not flipped)
+        if _is_cast(node):
+            return self._terms(sources[0], flipped)
         shapes = [getattr(n.meta["val"], "shape", None) for n in (node, *sources)]
         plain = len(shapes) == 2 and shapes[0] == shapes[1] and packet in ("view", "_unsafe_view", "clone", "reshape")
         return self._terms(sources[0], flipped) if plain else None
@@ -193,8 +195,22 @@ class Finder:
                 constants[source] = graph.placeholder(f"constant{len(constants)}")
         for node in downstream:
             made[node] = graph.node_copy(node, look)
+            if is_narrow(node) and _is_cast(node):
+                # What samplers give is wide, and neither norms nor sums are rounded on the way.
+                made[node].kwargs = {**made[node].kwargs, "dtype": torch.float32}
         graph.output(look(gradient))
         return Suffix(fx.GraphModule(torch.nn.Module(), graph), len(found)), list(constants)
+
+
+def _is_cast(node: fx.Node) -> bool:
+    """From one real floating-point dtype to another, as autocast does."""
+    if packet_of(node.target) != "_to_copy":
+        return False
+    return all(n.meta["val"].is_floating_point() for n in (node, *node.all_input_nodes))
+
+
+def _keeps_norm(node: fx.Node) -> bool:
+    return packet_of(node.target) in _ISOMETRIES or _is_cast(node)
 
 
 def _identity() -> Suffix:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from dpcheck.engine.contributions import Contribution, Finder
-from dpcheck.engine.sites.base import Part, Site, square_norms_of, weighted_of
+from dpcheck.engine.sites.base import Part, Site, is_narrow, square_norms_of, weighted_of, wide
 from torch import Tensor, fx
 
 from dpcheck.samplesets import Analysis
@@ -145,9 +145,14 @@ class _Planner:
     def _values(self, site: Site) -> tuple[fx.Node, ...]:
         for part in site.operands:
             if isinstance(part, Part) and part not in self.env:
-                given = tuple(self.env[node] for node in part.operands)
+                given = tuple(map(self._wide, part.operands))
                 self.env[part] = self.graph.call_function(part.compute, given)
-        return tuple(self.env[operand] for operand in site.operands)
+        return tuple(self.env[o] if isinstance(o, Part) else self._wide(o) for o in site.operands)
+
+    def _wide(self, node: fx.Node) -> fx.Node:
+        """Its value in float32 if it is narrower, for norms and sums; a copy that lives no longer than its use."""
+        value = self.env[node]
+        return self.graph.call_function(wide, (value,)) if is_narrow(node) else value
 
     def _measure(
         self, index: int, site: Site, direct: bool, indirect: bool, kept: dict[int, fx.Node], norms: dict[int, fx.Node]
@@ -161,12 +166,12 @@ class _Planner:
             norms[index] = self.graph.call_function(site.square_norms, values)
 
     def _through_suffix(self, c: Contribution, kept: dict[int, fx.Node]) -> fx.Node:
-        constants = tuple(self.env[node] for node in c.constants)
+        constants = tuple(map(self._wide, c.constants))
         return self.graph.call_function(c.suffix.each, (*[kept[i] for i in c.sites], *constants))
 
     def _inline(self, c: Contribution, values: list[fx.Node]) -> fx.Node:
         """The suffix applied once, its nodes among those of the plan: a call of a module costs more than a view."""
-        given = [*values, *(self.env[node] for node in c.constants)]
+        given = [*values, *map(self._wide, c.constants)]
         holders = [node for node in c.suffix.module.graph.nodes if node.op == "placeholder"]
         made = self.graph.graph_copy(c.suffix.module.graph, dict(zip(holders, given, strict=True)))
         assert isinstance(made, fx.Node)

@@ -136,6 +136,11 @@ def wide(t: Tensor) -> Tensor:
     return t if t.dtype in (torch.float32, torch.float64) or t.is_complex() else t.float()
 
 
+def is_narrow(node: fx.Node) -> bool:
+    """Whether it is a half-precision tensor, as under autocast."""
+    return getattr(node.meta.get("val"), "dtype", None) in (torch.float16, torch.bfloat16)
+
+
 def as_real(t: Tensor) -> Tensor:
     """A complex tensor as pairs of real and imaginary part, [*, 2]: norms and noise are those of real coordinates."""
     return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
