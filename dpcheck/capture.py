@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from dpcheck import inputs
 from dpcheck.assertions import Asked
+from dpcheck.checkpoints import draw_once
 from dpcheck.decompositions import TABLE, MaskedAssignment
 from dpcheck.diagnostic import Location
 from dpcheck.drawing import USUAL, fixed_draws
@@ -174,7 +175,7 @@ def _capture(model: nn.Module, loss_fn: LossFn, batch: Any, recorder: Recorder) 
     # Kernels are chosen as while tracing: other ones lay their results out in other ways.
     try:
         with without_fused_layers():
-            graph = unsorted(functionalized(graph))
+            graph = unsorted(draw_once(functionalized(graph)))
     except (RuntimeError, ValueError) as error:
         return _failure(error, recorder.half, touched)
     return _assemble(graph, size, parameters, buffers, trainable, len(where), touched, batch)

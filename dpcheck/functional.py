@@ -48,7 +48,7 @@ class _Replay(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function":
-            self.carry.meta = {key: n.meta[key] for key in ("half", "origin") if key in n.meta}
+            self.carry.meta = {key: n.meta[key] for key in ("half", "origin", "draw") if key in n.meta}
         if n in self.free:
             # Without mutation some values lie otherwise in memory, so that a view may be impossible.
             given: Any = self.map_nodes_to_values(n.args, n)

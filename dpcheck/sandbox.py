@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.utils.stateless import _reparametrize_module
 
+from dpcheck.checkpoints import without_reentry
+
 _CONTAINERS = (list, dict, set, deque)
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
@@ -187,12 +189,15 @@ def _restore(path: str, module: Any, before: dict[str, Any], frozen: dict[str, A
 
 @contextmanager
 def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put ``tensors`` in the place of the registered ones of the same name, ties included, and take them out again."""
+    """Put ``tensors`` in the place of the registered ones of the same name, ties included, and take them out again.
+
+    Activation checkpointing is without reentry there, so that gradients can be asked for by name.
+    """
     # A recurrent layer keeps lists of its weights, which torch fills with the stand-ins but does not put back.
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
     lists = [(m, key, vars(m)[key], [*vars(m)[key]]) for m in layers for key in ("_flat_weights", "_flat_weight_refs")]
     try:
-        with _reparametrize_module(model, dict(tensors), tie_weights=True):
+        with _reparametrize_module(model, dict(tensors), tie_weights=True), without_reentry():
             yield
     finally:
         for layer, key, held, before in lists:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dpcheck.assertions import Numbers, assertion_here
+from dpcheck.checkpoints import number_of_draw
 from dpcheck.diagnostic import Location
 from dpcheck.drawing import constant_draw, is_drawn_number
 from dpcheck.source import Origin, origin_here
@@ -85,6 +86,7 @@ class Recorder(TorchDispatchMode):
                 if known:
                     # A part of the forward that runs again (checkpointing) asks again.
                     return known[(self.asserted.count(place) - 1) % len(known)]
+        draw = number_of_draw(func, args, kwargs)
         out = func(*args, **(kwargs or {}))
         if self.half == "forward":
             self.constants.follow(func, args, kwargs or {}, out)
@@ -106,6 +108,8 @@ class Recorder(TorchDispatchMode):
             if "half" in made.meta or made.op == "placeholder":
                 break
             made.meta["half"], made.meta["origin"] = self.half, origin
+            if draw is not None and made.target is func:
+                made.meta["draw"] = draw
         return out
 
 
