@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from dpcheck.engine import fallback
+from dpcheck.engine.buffers import layouts, store
 from dpcheck.engine.contributions import NotCovered
 from dpcheck.engine.gradients import complete, norms_of
 from dpcheck.engine.plan import Plan, clip_factors, make_plan
@@ -130,7 +131,7 @@ class Clipper:
         shapes = tuple((tuple(x.shape), x.dtype, str(x.device)) if isinstance(x, Tensor) else repr(x) for x in leaves)
         state = tuple(_settings(m) for m in self.model.modules())
         tensors = tuple((id(p), p.dtype, p.device, p.requires_grad) for p in self.model.parameters())
-        return shapes, str(spec), state, tensors, casting()
+        return shapes, str(spec), state, tensors, layouts(self.model), casting()
 
     def _make(self, batch: Any) -> Plan | None:
         result = capture(self.model, self.loss_fn, batch)
@@ -176,10 +177,7 @@ class Clipper:
             return self._in_parts(batch, weights)
         losses, norms, grads, after = found
         check_finite(losses, norms, weights)
-        buffers = dict(self.model.named_buffers())
-        with torch.no_grad():
-            for name, value in after.items():
-                buffers[name].copy_(value)
+        store(self.model, after)
         return Clipped(complete(dict(self.model.named_parameters()), grads), norms, losses)
 
     def _run(self, plan: Plan, batch: Any, weights: Tensor) -> PlanResult | None:

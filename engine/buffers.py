@@ -1,0 +1,26 @@
+"""Buffers that the forward derives from weights and constants, as the plan leaves them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def layouts(model: nn.Module) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    """Shapes and dtypes: a plan holds for these."""
+    return tuple((b.shape, b.dtype) for b in model.buffers())
+
+
+@torch.no_grad()
+def store(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Write ``values`` into the buffers of these names; a table that the forward made anew in another size replaces one."""
+    for name, value in values.items():
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        held = owner.get_buffer(leaf)
+        if (held.shape, held.dtype) == (value.shape, value.dtype):
+            held.copy_(value)
+        else:
+            setattr(owner, leaf, value.detach().clone())
