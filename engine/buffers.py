@@ -15,7 +15,7 @@ def layouts(model: nn.Module) -> tuple[tuple[torch.Size, torch.dtype], ...]:
 
 @torch.no_grad()
 def store(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Write ``values`` into the buffers of these names; a table that the forward made anew in another size replaces one."""
+    """Write ``values`` into the buffers of these names; one that the forward made anew in another size is replaced."""
     for name, value in values.items():
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)

@@ -22,7 +22,7 @@ class SiteEstimate:
         kind: the sampler.
         location: the line of the forward that it is the backward of, if it is known.
         parameters: whose gradients it is part of.
-        method: ``ghost``, ``instantiate`` or ``direct``; see :class:`dpcheck.engine.sites.base.Work`.
+        method: ``ghost``, ``instantiate``, ``recompute`` or ``direct``; see :class:`dpcheck.engine.sites.base.Work`.
         flops: of norms and sum.
         seconds: estimated time of both; a part of it replaces the non-private contraction.
         held: bytes that wait for the clip factors: contributions, or operands (which may be shared with other sites).

@@ -29,5 +29,6 @@ def show_plan(console: Console, sites: tuple[SiteEstimate, ...], batch_size: int
     )
     console.print(
         "ghost: norms without the gradients, then one weighted sum; instantiate: every sample's gradient is kept; "
+        "recompute: is computed twice; "
         "direct: small"
     )

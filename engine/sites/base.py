@@ -63,13 +63,13 @@ class Work:
 
     Attributes:
         method: ``ghost`` (norms from Grams, then one weighted contraction), ``instantiate`` (every sample's
-            contribution, kept until the clip factors are known) or ``direct`` (contributions are no larger than the
-            operands).
+            contribution, kept until the clip factors are known), ``recompute`` (the same, not kept: contracted a second
+            time in the sum) or ``direct`` (contributions are no larger than the operands).
         flops: floating-point operations, multiply and add apart.
         moved: bytes written to and read from memory beside them.
     """
 
-    method: Literal["ghost", "instantiate", "direct"]
+    method: Literal["ghost", "instantiate", "recompute", "direct"]
     flops: float
     moved: int
 

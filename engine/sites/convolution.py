@@ -120,7 +120,9 @@ class ConvolutionSite(Site):
         return torch.matmul(flat.transpose(-1, -2), flat).view(*flat.shape[:2], *spatial, *spatial)
 
     def _by_grams(self) -> bool:
-        return not chosen(self.geometry.kept_bytes(self.batch) <= KEEP_BYTES and not self._grams_are_cheaper())
+        # Neither kept nor by Grams: every sample's gradient is computed for its norm, and once more in the sum.
+        cheaper = self._grams_are_cheaper() or not chosen(True)
+        return not self.keeps() and cheaper and self._gram_bytes() <= KEEP_BYTES
 
     def _grams_are_cheaper(self) -> bool:
         return self._gram_flops(1) < self.geometry.kept_bytes(1) * FLOPS_PER_BYTE
@@ -135,10 +137,16 @@ class ConvolutionSite(Site):
         moved = 2.0 * positions**2 * g.groups * math.prod(g.weight[2:])
         return batch * (flops + moved * FLOPS_PER_BYTE)
 
+    def _gram_bytes(self) -> int:
+        still, slid = (self.layout.each * math.prod(n) for n in self.sizes)
+        return 4 * self.batch * self.geometry.groups * (still**2 + slid**2)
+
     def work(self, kept: bool) -> Work:
         still = self.sizes[1 if self.geometry.transposed else 0]
         size = math.prod(self.shape)
         products = 2.0 * self.batch * self.layout.each * math.prod(still) * size
+        if not kept and not self._by_grams():
+            return Work("recompute", 2 * products + 2.0 * self.batch * size, 0)
         return contractions(kept, self.batch, size, products, self._gram_flops(self.batch))
 
     def weighted(self, factors: Tensor, *values: Tensor) -> Tensor:
@@ -150,7 +158,7 @@ class ConvolutionSite(Site):
         return self.geometry.contract(grad, value)
 
     def keeps(self) -> bool:
-        return not self._by_grams()
+        return chosen(self.geometry.kept_bytes(self.batch) <= KEEP_BYTES and not self._grams_are_cheaper())
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from dpcheck.engine import clipped_grads
 from dpcheck.engine.clipping import Clipper, run_plan
 from dpcheck.engine.contributions import NotCovered
 from dpcheck.engine.plan import clip_factors, make_plan
+from dpcheck.engine.sites import convolution
 from dpcheck.engine.sites.base import every_site
 from hypothesis import assume, given
 from test_sites import examples
@@ -59,6 +61,20 @@ def test_kept_and_contracted_again_are_the_same(case):
             results.append(run_plan(plan, model, batch, weights, 0.5))
     torch.testing.assert_close(*(r[1] for r in results), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(*(r[2] for r in results), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_too_many_to_keep_and_images_too_large_for_grams(transposed, monkeypatch):
+    torch.manual_seed(0)
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    model, batch = kind(3, 4, 3, padding=1).double(), (torch.randn(5, 3, 9, 9, dtype=torch.float64),)
+    expected = clipped_grads(model, output_losses, batch, 0.5)
+    monkeypatch.setattr(convolution, "KEEP_BYTES", 4 * 81)
+    plan = make_plan(analysis_of(model, batch))
+    site = next(site for site in plan.sites if site.kind == "convolution")
+    assert (site.keeps(), site.work(False).method) == (False, "recompute")
+    _, norms, grads, _ = run_plan(plan, model, batch, torch.ones(5, dtype=torch.float64), 0.5)
+    torch.testing.assert_close((grads, norms), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_plan_says_what_it_is_made_of():
