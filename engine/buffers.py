@@ -8,11 +8,6 @@ import torch
 from torch import Tensor, nn
 
 
-def layouts(model: nn.Module) -> tuple[tuple[torch.Size, torch.dtype], ...]:
-    """Shapes and dtypes: a plan holds for these."""
-    return tuple((b.shape, b.dtype) for b in model.buffers())
-
-
 @torch.no_grad()
 def store(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Write ``values`` into the buffers of these names; one that the forward made anew in another size is replaced."""

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 from dpcheck.engine import fallback
-from dpcheck.engine.buffers import layouts, store
+from dpcheck.engine.buffers import store
 from dpcheck.engine.contributions import NotCovered
+from dpcheck.engine.fingerprint import fingerprint
 from dpcheck.engine.gradients import complete, norms_of
 from dpcheck.engine.plan import Plan, clip_factors, make_plan
 from dpcheck.engine.precision import casting, without_autocast, without_cache
@@ -31,7 +32,6 @@ log = logging.getLogger("dpcheck")
 Method = Literal["auto", "graph", "vmap", "single"]
 PlanResult = tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]
 _CACHE = 16
-_PLAIN = (bool, int, float, str, type(None), Tensor)
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ class Clipper:
     def _key(self, batch: Any) -> Any:
         leaves, spec = pytree.tree_flatten(batch)
         shapes = tuple((tuple(x.shape), x.dtype, str(x.device)) if isinstance(x, Tensor) else repr(x) for x in leaves)
-        state = tuple(_settings(m) for m in self.model.modules())
-        tensors = tuple((id(p), p.dtype, p.device, p.requires_grad) for p in self.model.parameters())
-        return shapes, str(spec), state, tensors, layouts(self.model), casting()
+        state = tuple(fingerprint(self.model).items())
+        tensors = tuple((id(p), p.shape, p.dtype, p.device, p.requires_grad) for p in self.model.parameters())
+        return shapes, str(spec), state, tensors, casting()
 
     def _make(self, batch: Any) -> Plan | None:
         result = capture(self.model, self.loss_fn, batch)
@@ -244,12 +244,6 @@ class Clipper:
             losses.append(loss)
             norms.append(norm)
         return Clipped(total, torch.cat(norms), torch.stack(losses))
-
-
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """Attributes that a graph would freeze: numbers, strings and flags by value, unregistered tensors by identity."""
-    held = vars(module).items()
-    return tuple((k, id(v) if isinstance(v, Tensor) else v) for k, v in held if isinstance(v, _PLAIN))
 
 
 def clipped_grads(

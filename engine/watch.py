@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
+from dpcheck.engine.fingerprint import changed, fingerprint, is_structure, names_in
 from dpcheck.engine.gradients import in_dtype_of
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from dpcheck.errors import DpcheckError
+
+log = logging.getLogger("dpcheck")
+
+_NEW_ENGINE = "make the model and its optimizer first, then PrivacyEngine; for a new phase make a new one"
+_WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 class Watch:
@@ -22,7 +29,10 @@ class Watch:
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
         self.parameters = _trainable(model)
+        self._forms = _forms(self.parameters)
         self._modes = _modes(model)
+        self._print = fingerprint(model)
+        self._told: set[tuple[str, str]] = set()
         self._ours: dict[str, tuple[Tensor, int]] = {}
         if not self.parameters:
             raise DpcheckError(
@@ -30,8 +40,7 @@ class Watch:
                 where="model",
                 next="set requires_grad=True on the parameters to train",
             )
-        wide = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-        narrow = [name for name, p in self.parameters.items() if p.dtype not in wide]
+        narrow = [name for name, p in self.parameters.items() if p.dtype not in _WIDE]
         if narrow:
             raise DpcheckError(
                 f"the trainable parameter {narrow[0]!r} is {self.parameters[narrow[0]].dtype}: a sum of clipped "
@@ -50,10 +59,14 @@ class Watch:
                 where="optimizer",
                 next="use a dense first-order optimizer, such as torch.optim.AdamW(model.parameters())",
             )
+        self._check_hooks()
         self._check_optimizer()
 
     def refuse_changes(self) -> None:
-        """Raises DpcheckError if parameters, train/eval modes or the optimizer's parameters are not the first ones."""
+        """Raises DpcheckError if the model, its train/eval modes or the optimizer's parameters are not the first ones.
+
+        Attributes of modules may change, such as a rate of dropout: the next step is planned anew, and that is logged.
+        """
         now = _trainable(self.model)
         for name in [*self.parameters, *now]:
             if now.get(name) is not self.parameters.get(name):
@@ -63,8 +76,16 @@ class Watch:
                 raise DpcheckError(
                     f"the trainable parameter {name!r} {change} after PrivacyEngine was made",
                     where=name,
-                    next="make the model and its optimizer first, then PrivacyEngine; for a new phase make a new one",
+                    next=_NEW_ENGINE,
                 )
+        for name, form in _forms(now).items():
+            if form != self._forms[name]:
+                raise DpcheckError(
+                    f"the trainable parameter {name!r} was {self._forms[name]} and is {form} now",
+                    where=name,
+                    next=f"{_NEW_ENGINE}; to compute in fewer bits use torch.autocast in loss_fn",
+                )
+        self._refuse_another_model()
         for name, training in _modes(self.model).items():
             if training != self._modes.get(name):
                 now_in, before = ("train", "eval") if training else ("eval", "train")
@@ -73,7 +94,37 @@ class Watch:
                     where=name or "model",
                     next=f"call .{before}() on it before engine.step()",
                 )
+        self._check_hooks()
         self._check_optimizer()
+
+    def _refuse_another_model(self) -> None:
+        before, now = self._print, fingerprint(self.model)
+        places = [place for place in changed(before, now) if place[1] != "training"]
+        for path, attribute in places:
+            if is_structure(attribute):
+                names = f" ({', '.join(own)})" if (own := names_in(before, now, (path, attribute))) else ""
+                raise DpcheckError(
+                    f"the {attribute}{names} of the module {path or 'model'!r} changed after PrivacyEngine was made: "
+                    "this is another model than the one that was checked",
+                    where=path or "model",
+                    next=_NEW_ENGINE,
+                )
+        new = [place for place in places if place not in self._told]
+        if new:
+            shown = ", ".join(f"{path}.{attribute}" if path else attribute for path, attribute in new[:3])
+            log.warning("%s of the model changed: from now on steps are planned anew for what it is", shown)
+        self._told.update(new)
+        self._print = now
+
+    def _check_hooks(self) -> None:
+        for name, p in self.parameters.items():
+            if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+                raise DpcheckError(
+                    f"the trainable parameter {name!r} has a gradient hook, which would not be called: the gradient of "
+                    "each sample is clipped, and no other is computed",
+                    where=name,
+                    next="remove the hook; change gradients after engine.step(), or the loss",
+                )
 
     def refuse_foreign_gradients(self) -> None:
         """Raises DpcheckError if a p.grad holds anything but what :meth:`publish` put there."""
@@ -124,6 +175,10 @@ class Watch:
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _forms(parameters: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{p.dtype} {list(p.shape)}" for name, p in parameters.items()}
 
 
 def _modes(model: nn.Module) -> dict[str, bool]:

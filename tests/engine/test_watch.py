@@ -35,6 +35,46 @@ def change_stale(e):
     (e.model.a.sum() * 3).backward()
 
 
+def change_dtype(e):
+    e.model.to(torch.bfloat16)
+
+
+def change_data(e):
+    e.model.b.data = torch.zeros(1)
+
+
+def change_submodule(e):
+    e.model.extra = nn.Identity()
+
+
+def change_hook(e):
+    e.model.register_forward_hook(lambda m, i, out: out * 2)
+
+
+def change_hook_of_all(e):
+    e.hooks = nn.modules.module.register_module_forward_hook(lambda m, i, out: out * 2)
+
+
+def change_forward(e):
+    e.model.forward = lambda x: x @ torch.cat([e.model.a, e.model.b]) * 2
+
+
+def change_class(e):
+    e.model.__class__ = type("Other", (Linear,), {"forward": lambda self, x: Linear.forward(self, x) * 2})
+
+
+def change_buffer(e):
+    e.model.register_buffer("late", torch.ones(3))
+
+
+def change_gradient_hook(e):
+    e.model.a.register_hook(lambda grad: grad * 2)
+
+
+def change_hook_after_gradient(e):
+    e.model.a.register_post_accumulate_grad_hook(lambda p: None)
+
+
 @pytest.mark.parametrize(
     ("change", "says", "where"),
     [
@@ -44,6 +84,16 @@ def change_stale(e):
         (change_mode, "now in eval mode", "model"),
         (change_group, "not the model's", "optimizer.param_groups[1]['params'][0]"),
         (change_stale, "not the engine's", "a"),
+        (change_dtype, r"was torch.float32 \[3\] and is torch.bfloat16 \[3\] now", "a"),
+        (change_data, r"was torch.float32 \[2\] and is torch.float32 \[1\] now", "b"),
+        (change_submodule, r"submodules \(extra\) of the module 'model' changed", "model"),
+        (change_hook, "_forward_hooks of the module 'model' changed", "model"),
+        (change_hook_of_all, "hooks of all modules", "model"),
+        (change_forward, "the forward of the module 'model' changed", "model"),
+        (change_class, "the class of the module 'model' changed", "model"),
+        (change_buffer, r"buffers \(late\) of the module 'model' changed", "model"),
+        (change_gradient_hook, "'a' has a gradient hook", "a"),
+        (change_hook_after_gradient, "'a' has a gradient hook", "a"),
     ],
 )
 @pytest.mark.parametrize("after", [0, 1])
@@ -53,11 +103,37 @@ def test_a_change_after_the_start_is_refused_by_name(change, says, where, after)
         released(engine)
     batch = next(iter(engine))
     change(engine)
-    with pytest.raises(DpcheckError, match=says) as raised:
-        engine.step(batch)
+    try:
+        with pytest.raises(DpcheckError, match=says) as raised:
+            engine.step(batch)
+    finally:
+        if hasattr(engine, "hooks"):
+            engine.hooks.remove()
     assert raised.value.where == where
     assert raised.value.next
     assert engine.steps_taken == after
+
+
+def test_an_attribute_may_change_and_is_logged_once(caplog):
+    engine = make(records())
+    engine.model.rate = 0.1
+    values = iter([0.2, 0.3, 0.4, 0.5])
+    for batch in engine:
+        engine.model.rate = next(values)
+        engine.step(batch)
+    assert caplog.text.count("rate of the model changed") == 1
+    assert engine.steps_taken == 4
+
+
+def test_new_values_of_weights_and_buffers_are_no_change(caplog):
+    model = Linear()
+    model.register_buffer("scale", torch.ones(2))
+    engine = make(records(), model=model)
+    released(engine)
+    model.load_state_dict({name: t + 1 for name, t in model.state_dict().items()})
+    model.scale = torch.full((2,), 3.0)
+    released(engine)
+    assert "changed" not in caplog.text
 
 
 @pytest.mark.parametrize("to_none", [True, False])
