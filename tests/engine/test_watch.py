@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.trainer import PrivacyEngine
 from torch import nn
 from white_box import Linear, Loop, loss_fn, make, records, released
@@ -190,3 +191,22 @@ def test_several_ranks_are_refused():
             make(records())
     finally:
         torch.distributed.destroy_process_group()
+
+
+class Growing(Linear):
+    """Its forward makes a table anew when a longer one is needed."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.ones(1))
+
+    def forward(self, x):
+        if len(self.table) < x.shape[1]:
+            self.table = torch.ones(x.shape[1])
+        return super().forward(x * self.table)
+
+
+def test_a_buffer_may_grow():
+    engine = make(records(), model=Growing(), _clipper=Clipper)
+    released(engine, 3)
+    assert len(engine.model.table) == 5
