@@ -47,9 +47,11 @@ def parser() -> argparse.ArgumentParser:
     p = _Parser("dpcheck", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form, allow_abbrev=False)
     p.add_argument("target", metavar="FILE[:SYMBOL]", help=_TARGET)
     p.add_argument("--version", action="version", version=f"dpcheck {__version__}")
-    p.add_argument("--fix", action="store_true", help="fix a copy of the model; the file is not changed")
+    p.add_argument(
+        "--fix", action="store_true", help="write fixes to your files; with --train or --verify, fix in memory"
+    )
     p.add_argument("--unsafe-fixes", action="store_true", help="also fixes that change the function (BatchNorm)")
-    p.add_argument("--diff", action="store_true", help="show what --fix would change in the printed model, and stop")
+    p.add_argument("--diff", action="store_true", help="show what --fix would write, and stop")
     p.add_argument("--verify", action="store_true", help="compare per-sample gradients with references")
     p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
     p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")

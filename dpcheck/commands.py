@@ -16,7 +16,9 @@ from dpcheck.diagnostic import Report
 from dpcheck.errors import DpcheckError
 from dpcheck.fixer import FixResult, fix
 from dpcheck.private_run import train
-from dpcheck.report import full, json, tables, terminal
+from dpcheck.report import full, json, source, tables, terminal
+from dpcheck.rewrite.apply import apply
+from dpcheck.rewrite.plan import plan
 from dpcheck.target import Target, load
 from dpcheck.verification import verify
 
@@ -43,11 +45,15 @@ class _Run:
         options, target = self.options, load(self.options.target)
         settings = settings_of(target, options) if options.train else None
         model, report = target.model, self._check(target)
-        if options.fix and not report.ok:
+        ok = report.ok
+        if options.fix and not report.ok and (options.verify or options.train):
             model, report = self._fix(target)
+            ok = report.ok
+        elif options.fix and not report.ok:
+            ok = self._write(target)
         elif options.diff:
             self._diff(target)
-        self.document |= {"target": str(target.path), "symbol": target.symbol, "ok": report.ok}
+        self.document |= {"target": str(target.path), "symbol": target.symbol, "ok": ok}
         if options.verify or settings is not None:
             if not _trainable(report):
                 self._refuse(report)
@@ -55,7 +61,7 @@ class _Run:
             self._verify(model, target)
         if settings is not None:
             self._train(target, model, settings)
-        return CLEAN if report.ok or options.exit_zero else FINDINGS
+        return CLEAN if ok or options.exit_zero else FINDINGS
 
     def _check(self, target: Target) -> Report:
         report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
@@ -66,25 +72,40 @@ class _Run:
         return report
 
     def _fix(self, target: Target) -> tuple[nn.Module, Report]:
+        """In memory, to verify or train at once; the file stays as it is."""
         self.progress.rule("fix", style="dim")
         result = self._fixed(target)
-        self.document["fix"] = {
-            "changes": result.changes,
-            "loss_change": result.loss_change,
-            "check": result.report,
-        }
         tables.show_changes(self.progress, result)
+        self.progress.print(f"this is a copy in memory; to change {escape(str(target.path))}, use --fix by itself")
         full.show(self.out, result.report, "after the fixes", brief=self.options.quiet)
         return result.model, result.report
 
     def _fixed(self, target: Target) -> FixResult:
         unsafe = self.options.unsafe_fixes
-        return fix(target.model, target.loss_fn, target.batch, unsafe=unsafe, unit=target.unit)
+        result = fix(target.model, target.loss_fn, target.batch, unsafe=unsafe, unit=target.unit)
+        self.document["fix"] = {
+            "changes": result.changes,
+            "loss_change": result.loss_change,
+            "check": result.report,
+        }
+        return result
+
+    def _write(self, target: Target) -> bool:
+        """In the file; returns whether a new process finds nothing in it any more."""
+        self.progress.rule("fix", style="dim")
+        result = self._fixed(target)
+        outcome = apply(target, result)
+        self.document["fix"]["source"] = source.as_document(outcome.fix, outcome)
+        source.show_diff(self.progress, outcome.fix)
+        source.show_plan(self.out, outcome.fix, result, done="fixed" if outcome.fresh else "tried")
+        source.show_outcome(self.out, outcome)
+        return outcome.fresh is not None and outcome.fresh.ok
 
     def _diff(self, target: Target) -> None:
         result = self._fixed(target)
-        tables.show_changes(self.out, result, done="would fix")
-        full.show_diff(self.out, str(target.model), str(result.model))
+        planned = plan(target, result)
+        source.show_diff(self.out, planned)
+        source.show_plan(self.out, planned, result)
 
     def _refuse(self, report: Report) -> None:
         where = "above" if self.options.format == "full" else "in the document"

@@ -16,7 +16,7 @@ from dpcheck.errors import DpcheckError
 from dpcheck.fixes import batch_norm
 from dpcheck.fixes.batch_norm import freeze_batch_norm
 from dpcheck.fixes.copying import duplicate, replace_everywhere
-from dpcheck.fixes.layers import BatchNormTo, Refusal, Remedy, is_frozen_batch_norm, positions, remedy
+from dpcheck.fixes.layers import BatchNormTo, Refusal, Remedy, is_frozen_batch_norm, remedy
 from dpcheck.fixes.optimizer import repoint
 from dpcheck.fixes.trial import Seen, judge, observe, why_broken
 from dpcheck.inputs import batch_size
@@ -179,7 +179,7 @@ def _for_findings(subject: _Subject, unsafe: bool, to: BatchNormTo) -> list[_Pla
         if isinstance(found, Remedy):
             plans.setdefault((diagnostic.code, path), _to_apply(diagnostic, found, unsafe))
             continue
-        what, reason = diagnostic.message, _advice(diagnostic, seen, to)
+        what, reason = diagnostic.message, _advice(diagnostic)
         if isinstance(found, Refusal):
             what, reason = found.what, found.reason
         change = Change(diagnostic.code, path, what, "display-only", False, reason, diagnostic.parameter)
@@ -195,14 +195,10 @@ def _to_apply(diagnostic: Diagnostic, found: Remedy, unsafe: bool) -> _Plan:
     return _Plan(change, found.apply)
 
 
-def _advice(diagnostic: Diagnostic, seen: Seen | None, to: BatchNormTo) -> str:
+def _advice(diagnostic: Diagnostic) -> str:
     """What the user can do where no layer can be swapped."""
-    help = diagnostic.help
-    if diagnostic.code == "DP102" and seen is not None and seen.normalised is not None and to != "frozen":
-        groups = batch_norm.groups_for(seen.normalised[1], positions(seen), to)
-        help = help if groups is None else f"write F.group_norm(x, {groups}, weight, bias, eps) instead"
     at = f" at {diagnostic.location}" if diagnostic.location else ""
-    return f"no automatic fix{at}" + (f": {help}" if help else "")
+    return f"no automatic fix{at}" + (f": {diagnostic.help}" if diagnostic.help else "")
 
 
 def _for_frozen(path: str, module: nn.Module) -> _Plan:

@@ -54,13 +54,13 @@ class Origin:
         return self.modules[-1] if self.modules else None
 
 
-def _is_ours(file: str) -> bool:
+def is_ours(file: str) -> bool:
     return file.startswith(_OURS)
 
 
 def is_torch_or_ours(file: str) -> bool:
     """Whether a file belongs to torch or to dpcheck."""
-    return _is_ours(file) or file.startswith(_TORCH)
+    return is_ours(file) or file.startswith(_TORCH)
 
 
 def is_library(file: str) -> bool:
@@ -73,7 +73,7 @@ def is_library(file: str) -> bool:
     return file.startswith((*_LIBRARIES, _TORCH)) or any(name in file for name in _INSTALLED)
 
 
-def _span(code: object, instruction: int, line: int, file: str) -> Location:
+def span_of(code: object, instruction: int, line: int, file: str) -> Location:
     positions = list(code.co_positions())  # type: ignore[attr-defined]
     first, last, column, end_column = positions[instruction // 2] if instruction >= 0 else (line, line, None, None)
     name = code.co_name  # type: ignore[attr-defined]
@@ -87,7 +87,7 @@ def _locate(frames: list[FrameType]) -> tuple[Location | None, Location | None]:
         file = frame.f_code.co_filename
         if is_torch_or_ours(file):
             continue
-        here = _span(frame.f_code, frame.f_lasti, frame.f_lineno, file)
+        here = span_of(frame.f_code, frame.f_lasti, frame.f_lineno, file)
         if not is_library(file):
             return here, library
         if not file.startswith("<"):
@@ -124,8 +124,8 @@ def location_of(traceback: TracebackType | None) -> Location | None:
     fallback: Location | None = None
     while traceback is not None:
         code, file = traceback.tb_frame.f_code, traceback.tb_frame.f_code.co_filename
-        if not _is_ours(file):
-            here = _span(code, traceback.tb_lasti, traceback.tb_lineno, file)
+        if not is_ours(file):
+            here = span_of(code, traceback.tb_lasti, traceback.tb_lineno, file)
             if not is_library(file):
                 found = here
             elif not file.startswith((_TORCH, "<")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from dpcheck.errors import DpcheckError
+from dpcheck.rewrite.construction import Built, Calls
 from dpcheck.source import location_of
 from dpcheck.unit import Unit
 
@@ -48,6 +49,7 @@ class Target:
         batch: a few samples.
         unit: what one sample of the batch is, if the file says so.
         module: the loaded module, for what training needs.
+        built: the calls that built every module, innermost first, by path.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Target:
     batch: Any
     unit: Unit | None
     module: ModuleType
+    built: Mapping[str, Calls]
 
 
 def load(text: str) -> Target:
@@ -66,16 +69,23 @@ def load(text: str) -> Target:
         DpcheckError: for each thing that is missing or wrong, with what to add.
     """
     path, symbol = _split(text)
-    module = _import(path)
-    name, found = _find(module, path, symbol)
-    model = _build(name, found, path)
+    built = Built()
+    with built.noting():
+        module = _import(path)
+        name, found = _find(module, path, symbol)
+        model = _build(name, found, path)
     loss_fn = getattr(module, "loss_fn", None)
     if not callable(loss_fn):
         raise DpcheckError("the file defines no loss_fn(model, batch)", where=str(path), next=_HOW_LOSS)
     unit = getattr(module, "unit", None)
     if unit is not None and not isinstance(unit, Unit):
         raise DpcheckError(f"unit is a {type(unit).__name__}, not a dpcheck.Unit", f"{path}:unit", _HOW_UNIT)
-    return Target(path, name, model, loss_fn, _batch(module, path), unit, module)
+    return Target(path, name, model, loss_fn, _batch(module, path), unit, module, built.of(model))
+
+
+def load_model(path: Path, symbol: str) -> nn.Module:
+    """The model alone, from a new run of the file."""
+    return _build(symbol, getattr(_import(path), symbol), path)
 
 
 def _split(text: str) -> tuple[Path, str | None]:

@@ -82,7 +82,8 @@ class FunctionalBatchNorm(Rule):
 
     Fix safety
     ----------
-    Display only: the line is in your `forward`; replace the call by `F.group_norm`.
+    Unsafe: group norm computes another function. The call is replaced by `F.group_norm` with the same weight, bias
+    and eps; running statistics that were passed to it are not used any more.
 
     References
     ----------
@@ -92,7 +93,7 @@ class FunctionalBatchNorm(Rule):
 
     code: ClassVar[str] = "DP102"
     name: ClassVar[str] = "functional-batch-norm"
-    fix: ClassVar[Applicability | None] = "display-only"
+    fix: ClassVar[Applicability | None] = "unsafe"
 
     def claims(self, event: Event, facts: Facts) -> bool:
         return common.packet(event) in common.BATCH_NORM_OPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class _AsGroupNorm(TorchFunctionMode):
-    """Turns calls of batch norm into group norm."""
+    """Turns calls of batch norm into group norm, of as many groups as its channels allow."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -90,7 +91,8 @@ class _AsGroupNorm(TorchFunctionMode):
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if given.get("running_mean") is not None and not given.get("training", False):
             return func(*args, **kwargs)  # a frozen batch norm inside this module
-        return F.group_norm(given["input"], self.groups, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+        groups = math.gcd(self.groups, given["input"].shape[1])
+        return F.group_norm(given["input"], groups, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
 
 
 class _GroupNormInside:
@@ -119,8 +121,7 @@ def to_group_norm(module: nn.Module, groups: int) -> nn.Module:
     """
     if type(module) not in PLAIN:
         drop_statistics(module)
-        module.dpcheck_groups = groups  # type: ignore[assignment]
-        return _mixed(module, _GroupNormInside, "WithGroupNorm")
+        return calls_to_group_norm(module, groups)
     channels = channels_of(module)
     new = nn.GroupNorm(groups, channels, eps=module.eps, affine=False)  # type: ignore[arg-type]
     new.affine = bool(module.affine)
@@ -128,6 +129,12 @@ def to_group_norm(module: nn.Module, groups: int) -> nn.Module:
     new.register_parameter("bias", module.bias)  # type: ignore[arg-type]
     vars(new)["num_features"] = channels
     return _like(new, module)
+
+
+def calls_to_group_norm(module: nn.Module, groups: int) -> nn.Module:
+    """The module itself, whose forward gets group norm where it calls batch norm; it uses no running statistics."""
+    module.dpcheck_groups = groups  # type: ignore[assignment]
+    return _mixed(module, _GroupNormInside, "WithGroupNorm")
 
 
 def to_frozen(module: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from dpcheck.fixes.trial import Seen
 
 BatchNormTo = Literal["group", "layer", "instance", "frozen"]
 CHANGES = "The function changes"
+_TOO_FEW = "a norm over one sample would have less than three values in a group, and its output would tell nothing"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def remedy(code: str, module: nn.Module, seen: Seen | None, to: BatchNormTo) -> 
     """
     if code == "DP101":
         return _of_batch_norm(module, positions(seen), to)
+    if code == "DP102" and seen is not None and seen.normalised is not None and to != "frozen":
+        return _of_calls(seen.normalised[1], positions(seen), to)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         if code == "DP104" and module.scale_grad_by_freq:
             return Remedy("scale_grad_by_freq=True -> False; gradients lose that scale", "safe", _unscaled)
@@ -66,14 +69,21 @@ def _of_batch_norm(module: nn.Module, per_channel: int, to: BatchNormTo) -> Reme
         return Remedy(f"{what}. {CHANGES}", "unsafe", batch_norm.to_frozen)
     groups = batch_norm.groups_for(channels, per_channel, to)
     if groups is None:
-        count = "one value" if channels * per_channel == 1 else "less than three values"
-        reason = f"a norm over one sample would have {count} in a group, and its output would tell nothing"
-        return Refusal(f"{name} -> group norm", f"{reason}: remove the layer, or use batch_norm_to='frozen'")
+        return Refusal(f"{name} -> group norm", f"{_TOO_FEW}: remove the layer, or use batch_norm_to='frozen'")
     what = f"{name} -> GroupNorm({groups}, {channels})"
     dropped = [key for key in ("running_mean", "running_var", "num_batches_tracked") if hasattr(module, key)]
     if getattr(module, "running_mean", None) is not None:
         what += f"; {', '.join(dropped)} leave the state_dict"
     return Remedy(f"{what}. {CHANGES}", "unsafe", lambda m: batch_norm.to_group_norm(m, groups))
+
+
+def _of_calls(channels: int, per_channel: int, to: BatchNormTo) -> Remedy | Refusal:
+    """Of batch norm that a forward calls as a function."""
+    groups = batch_norm.groups_for(channels, per_channel, to)
+    if groups is None:
+        return Refusal("F.batch_norm -> F.group_norm", _TOO_FEW)
+    what = f"F.batch_norm -> F.group_norm of {groups} groups where the forward calls it. {CHANGES}"
+    return Remedy(what, "unsafe", lambda m: batch_norm.calls_to_group_norm(m, groups))
 
 
 def positions(seen: Seen | None) -> int:

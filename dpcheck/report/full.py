@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import linecache
 import os
 
@@ -89,11 +88,3 @@ def _source(console: Console, at: Location) -> None:
 def _cells(line: str, column: int | None) -> int:
     """Terminal cells before ``column``, which counts UTF-8 bytes as :mod:`ast` does."""
     return cell_len(line.encode()[:column].decode(errors="ignore").expandtabs(_TAB))
-
-
-def show_diff(console: Console, before: str, after: str) -> None:
-    """Print a unified diff of two printed models."""
-    colours = {"-": "red", "+": "green", "@": "cyan"}
-    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), "model", "fixed model", lineterm=""):
-        colour = colours.get(line[0])
-        console.print(f"[{colour}]{escape(line)}[/]" if colour else escape(line), soft_wrap=True)

@@ -1,0 +1,81 @@
+"""Source fixes for people: a diff, and what was written and what was not."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from dpcheck.fixer import FixResult
+    from dpcheck.rewrite.apply import Outcome
+    from dpcheck.rewrite.plan import SourceFix
+
+_COLOURS = {"-": "red", "+": "green", "@": "cyan"}
+
+
+def show_diff(console: Console, fix: SourceFix) -> None:
+    """Print a unified diff of every file that is to be written."""
+    for path, (old, new) in fix.contents.items():
+        name = _short(path)
+        before, after = (data.decode("utf-8", errors="replace").splitlines() for data in (old, new))
+        for line in difflib.unified_diff(before, after, f"a/{name}", f"b/{name}", lineterm=""):
+            colour = _COLOURS.get(line[:1])
+            console.print(f"[{colour}]{escape(line)}[/]" if colour else escape(line), soft_wrap=True)
+
+
+def show_plan(console: Console, fix: SourceFix, result: FixResult, done: str = "would fix") -> None:
+    """Print what has an edit, what has none and why, and what else a reader must know."""
+    for m in fix.mended:
+        what = (
+            f"{m.change.code} {m.change.module or '(model)'!r} at {_short(m.file)}:{m.line} ({m.change.applicability})"
+        )
+        console.print(f"[green]{done}[/] {escape(what)}", soft_wrap=True)
+    unmended = [*((c, c.reason) for c in result.changes if not c.applied), *fix.refused]
+    for change, reason in unmended:
+        what = f"{change.code} {change.module or '(model)'!r}: {change.what} ({change.applicability})"
+        console.print(f"[yellow]not fixed[/] {escape(what)}\n      {escape(reason or '')}", soft_wrap=True)
+    for note in fix.notes:
+        console.print(f"[dim]note: {escape(note)}[/]", soft_wrap=True)
+    if fix.mended:
+        console.print(
+            f"tried in memory: the losses of the sample batch change by at most {result.loss_change:.2g}, relative"
+        )
+
+
+def show_outcome(console: Console, outcome: Outcome) -> None:
+    """Print what was written, and what a new process says of it."""
+    if outcome.put_back is not None:
+        files = ", ".join(_short(path) for path in outcome.fix.contents)
+        console.print(f"[yellow]put back[/] {escape(files)}: {escape(outcome.put_back)}", soft_wrap=True)
+        return
+    if outcome.fresh is None:
+        console.print("nothing was written")
+        return
+    files = ", ".join(_short(path) for path in outcome.fix.contents)
+    console.print(f"[bold green]written[/] {escape(files)}", soft_wrap=True)
+    count = len(outcome.fresh.findings)
+    found = "no findings" if not count else f"{count} finding{'s' * (count != 1)} left"
+    console.print(f"loaded in a new process: {outcome.fresh.verdict}, {found}")
+
+
+def as_document(fix: SourceFix, outcome: Outcome | None) -> dict[str, Any]:
+    """The same for machines."""
+    return {
+        "files": [str(path) for path in fix.contents],
+        "mended": [{"code": m.change.code, "module": m.change.module, "at": f"{m.file}:{m.line}"} for m in fix.mended],
+        "refused": [{"code": c.code, "module": c.module, "reason": reason} for c, reason in fix.refused],
+        "notes": fix.notes,
+        "written": outcome is not None and outcome.fresh is not None,
+        "put_back": outcome.put_back if outcome else None,
+        "fresh": outcome.fresh if outcome else None,
+    }
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
