@@ -267,42 +267,6 @@ def test_instance_norm_loses_its_statistics() -> None:
     assert torch.equal(result.model.eval()(IMAGES), model.train()(IMAGES))
 
 
-class Functional(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.batch_norm(self.conv(x), None, None, training=True).mean((2, 3)))
-
-
-class Centred(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(x) - x.mean(0))
-
-
-def test_batch_norm_in_forward_becomes_group_norm() -> None:
-    model = Functional()
-    result = fixed(model, IMAGES)
-    change = one(result)
-    assert (change.code, change.applied, change.applicability) == ("DP102", True, "unsafe")
-    assert result.report.ok and isinstance(result.model, Functional) and type(model) is Functional
-    expected = model.head(F.group_norm(model.conv(IMAGES), 8).mean((2, 3)))
-    torch.testing.assert_close(result.model(IMAGES), expected)
-    assert not one(dpcheck.fix(model, cross_entropy, (IMAGES, Y))).applied
-
-
-def test_what_else_is_written_in_forward_gets_advice() -> None:
-    result: Any = fixed(Centred(), ROWS)
-    assert {(c.code, c.module, c.applied) for c in result.changes} == {("DP101", "norm", True), ("DP103", "", False)}
-    assert __file__ in "".join(c.reason or "" for c in result.changes)
-    assert isinstance(result.model.norm, nn.GroupNorm) and result.report.verdict == "mixing"
-
-
 def test_a_model_that_is_a_norm_itself_is_replaced() -> None:
     result = fixed(nn.BatchNorm1d(4), ROWS)
     assert isinstance(result.model, nn.GroupNorm) and result.report.ok and one(result).module == ""
