@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpcheck import engine, testing
     from dpcheck.api import check
+    from dpcheck.bucketing import bucketed
     from dpcheck.diagnostic import Diagnostic, Location, Report
     from dpcheck.engine.trainer import PrivacyEngine
     from dpcheck.errors import DpcheckError
@@ -27,6 +28,7 @@ __all__ = [
     "PrivacyEngine",
     "Report",
     "Unit",
+    "bucketed",
     "by_user",
     "check",
     "engine",
@@ -44,6 +46,7 @@ _HOMES = {
     "Diagnostic": "dpcheck.diagnostic",
     "Location": "dpcheck.diagnostic",
     "Unit": "dpcheck.unit",
+    "bucketed": "dpcheck.bucketing",
     "by_user": "dpcheck.records",
     "Report": "dpcheck.diagnostic",
 }

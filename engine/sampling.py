@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,15 @@ from dpcheck.engine.streams import Stream
 from torch import Tensor
 
 from dpcheck import inputs
+from dpcheck.bucketing import Bucketed
 from dpcheck.errors import DpcheckError
-from dpcheck.records import CollateFn, map_style, read
+from dpcheck.records import CollateFn, UserData, map_style, read
 from dpcheck.unit import Unit, constants
+
+log = logging.getLogger("dpcheck")
+
+# Into which a physical batch of records of one length may be divided.
+_PARTS = (1, 2, 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,21 +96,51 @@ class Loader:
         self.dataset, self.collate_fn, self.size = map_style(dataset), collate_fn, size
         self.unit = unit or Unit()
         self._constants: tuple[str, ...] | None = None
+        self._lengths: dict[int, int] = {}
+        self._shapes: list[tuple[int, ...]] = []
+        self._told = False
 
     def chunks(self, indices: Tensor) -> tuple[Tensor, ...]:
-        """``indices`` in order, at most ``size`` at a time; none at all if there are none."""
-        return torch.split(indices, self.size) if len(indices) else ()
+        """``indices`` in order, at most ``size`` at a time; none at all if there are none.
+
+        With :func:`dpcheck.bucketed`, those of one length are together, the longest first.
+        """
+        if not len(indices):
+            return ()
+        if not isinstance(self.collate_fn, Bucketed):
+            return torch.split(indices, self.size)
+        lengths = torch.tensor([self._length(i) for i in indices.tolist()])
+        groups = [indices[lengths == length] for length in lengths.unique().flip(0)]
+        return tuple(chunk for group in groups for chunk in torch.split(group, self.size))
+
+    def _length(self, index: int) -> int:
+        """To which a record is padded, all records of a user alike; of that record or user alone."""
+        if index not in self._lengths:
+            item, bucketed = self.dataset[index], self.collate_fn
+            assert isinstance(bucketed, Bucketed)
+            records = item if isinstance(self.dataset, UserData) else [item]
+            self._lengths[index] = max(map(bucketed.size, records))
+        return self._lengths[index]
+
+    def _places(self, real: int) -> int:
+        """Samples in a physical batch: the last of each length has fewer, for there are many such."""
+        if not isinstance(self.collate_fn, Bucketed):
+            return self.size
+        return min(places for part in _PARTS if (places := -(-self.size // part)) >= real)
 
     def read(self, indices: Tensor) -> PhysicalBatch:
         """The records ``indices`` (at least 1, at most ``size``), padded to ``size``.
+
+        With :func:`dpcheck.bucketed`, to ``size``, a half or a quarter of it.
 
         Raises:
             DpcheckError: if ``collate_fn`` does not return one sample for each record.
         """
         data, real = self.collate(indices), len(indices)
-        if real < self.size:
-            data = inputs.take(data, [*range(real), *[0] * (self.size - real)])
-        return PhysicalBatch(data, (torch.arange(self.size) < real).float(), real)
+        places = self._places(real)
+        if real < places:
+            data = inputs.take(data, [*range(real), *[0] * (places - real)])
+        return PhysicalBatch(data, (torch.arange(places) < real).float(), real)
 
     def collate(self, indices: Tensor) -> Any:
         """The records ``indices`` as one batch with samples on axis 0, without padding.
@@ -121,11 +158,29 @@ class Loader:
                 next=f"return exactly one sample for each {noun}, with all that belongs to it on axis 0, or declare "
                 "where it is: unit=dpcheck.Unit(axes=..., rows=...)",
             )
+        self._note_shapes(data)
         found = constants(data)
         if self._constants is None:
             self._constants = constants(self._read(indices[:1])) if found else found
         self._refuse_other(found)
         return data
+
+    def _note_shapes(self, data: Any) -> None:
+        """Rows that differ in shape between batches were padded to something that other records decide about."""
+        shapes = [tuple(t.shape[1:]) for _, t in inputs.tensors(data)]
+        if isinstance(self.collate_fn, Bucketed) or self._told or len(self._shapes or shapes) != len(shapes):
+            return
+        for before, now in zip(self._shapes or shapes, shapes, strict=True):
+            if before != now:
+                self._told = True
+                log.warning(
+                    "collate_fn gives rows of shape %s in one batch and %s in another: padded to the longest %s of the "
+                    "batch, they change with other %ss. If padding changes a loss or a gradient of the model, the "
+                    "guarantee is false. dpcheck.bucketed(collate_fn, ...) pads each by its own length, and has few "
+                    "shapes to plan for",
+                    list(before), list(now), self.unit.noun, self.unit.noun,
+                )  # fmt: skip
+        self._shapes = shapes
 
     def _refuse_other(self, found: tuple[str, ...]) -> None:
         """What is the same in every batch is public; what is not is data that no pass sees."""
