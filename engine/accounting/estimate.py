@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from dpcheck.engine.accounting.pairs import Loss, Vector
+from dpcheck.engine.accounting.pairs import UNIT, Loss, Vector
 from dpcheck.engine.accounting.quadrature import Grid, Panels
 from scipy.optimize import brentq
 
@@ -32,6 +32,15 @@ class Composition:
 
     steps: tuple[Step, ...]
     gaussian: float
+
+    @property
+    def largest(self) -> float:
+        """The largest loss, rounded up: delta is zero from there on."""
+        if self.gaussian:
+            return math.inf
+        return math.fsum(step.count * max(piece.largest for piece in step.loss.pieces) for step in self.steps) * (
+            1 + 4 * UNIT
+        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ def rough_of(composition: Composition, windows: Sequence[Sequence[tuple[float, f
         for piece, window in zip(step.loss.pieces, of_step, strict=True):
             edges = np.linspace(*window, _PANELS + 1)
             panels.append(Panels(piece, (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2))
-        grids.append(Grid(tuple(panels), step.loss.zero).nodes())
+        grids.append(Grid(tuple(panels), step.loss.zero).nodes)
     losses, log_weights = zip(*grids, strict=True)
     return Rough(losses, log_weights, tuple(step.count for step in composition.steps), composition.gaussian)
 

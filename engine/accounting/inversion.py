@@ -104,14 +104,14 @@ class Line:
     Attributes:
         values: [N], for k = 0 to N - 1.
         log_scale: log M(t).
-        error: of each value, and of the scale, relative to 1.
+        errors: [N], of each value, and of the scale, relative to 1.
     """
 
     t: float
     spacing: float
     values: NDArray[np.complex128]
     log_scale: float
-    error: float
+    errors: Vector
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Inversion:
         """The sum and a bound of its error."""
         t, log_scale = self.line.t, self.line.log_scale
         exponent = log_scale - t * e
-        if exponent > 700:
+        if exponent > 700 or not math.isfinite(self.error):
             return math.inf, math.inf
         scale = math.exp(exponent)
         turns = (self.line.spacing * e) * np.arange(len(self.terms))
@@ -174,18 +174,20 @@ def compose(parts: Sequence[tuple[Transform, int]], gaussian: float, t: float, e
     angle = s * (2 * t + 1) * gaussian / 2
     log_scale = gaussian * t * (t + 1) / 2
     units = (16 + 8 * len(parts)) * UNIT
-    error = units * (1 + (t + 1) * math.sqrt(gaussian) + abs(log_scale))
+    errors = np.full(count, units * (1 + (t + 1) * math.sqrt(gaussian) + abs(log_scale)))
     for transform, steps in parts:
-        values = _on_line(transform, spacing, count)
-        with np.errstate(divide="ignore"):
-            log_modulus += steps * np.log(np.abs(values))
-        angle += steps * np.angle(values)
+        moved = _on_line(transform, spacing, count)
+        log_modulus += steps * _log_modulus(moved)
+        angle += steps * np.angle(1 + moved)
         log_scale += steps * transform.log_scale
         # Of sums of products of at most _DEPTH terms, in any order, and of their sum; real and imaginary parts of both.
-        summed = 4 * UNIT * (_DEPTH + len(transform.losses) / _DEPTH + 4)
-        error += steps * (transform.error + summed + units * (1 + abs(transform.log_scale)))
+        # With c and f the factors of a term's power, (c - 1)(f - 1) + (c - 1) + (f - 1) is at most four times `moved`.
+        summed = 16 * UNIT * (_DEPTH + len(transform.losses) / _DEPTH + 4)
+        each = transform.errors + (summed + 2 * units) * transform.moved + units * abs(transform.log_scale)
+        errors += steps * each[np.minimum(np.searchsorted(transform.ends, s), len(each) - 1)]
     product = np.exp(log_modulus) * np.exp(1j * angle)
-    return Line(t, spacing, product, log_scale, error * math.exp(min(2 * error, 100.0)))
+    errors = np.where(errors < 50, errors * np.exp(2 * np.minimum(errors, 50.0)), math.inf)
+    return Line(t, spacing, product, log_scale, errors)
 
 
 def invert(line: Line, kernel: Kernel, tilts: Sequence[Tilt] = ()) -> Inversion:
@@ -197,29 +199,51 @@ def invert(line: Line, kernel: Kernel, tilts: Sequence[Tilt] = ()) -> Inversion:
     weights[0] /= 2
     # sinh is rounded by less than this, where its real part is that of the root and it may itself be near zero.
     size = np.cosh(np.sqrt(kernel.beta**2 + (z * kernel.width / 2) ** 2).real) * (kernel.beta / math.sinh(kernel.beta))
-    mass = float(np.abs(weights).sum() + (spacing / math.pi) * (size / np.abs(z * (z + 1))).sum())
-    error = mass * (line.error + (128 + 2 * count) * UNIT) + kernel.tail(t) / (math.pi * s[-1]) * (1 + line.error)
-    per_e = 8 * UNIT * mass * (float(s[-1]) + t)
-    return Inversion(line, line.values * weights, float(error) * 1.01, per_e, tuple(tilts))
+    masses = np.abs(weights) + (spacing / math.pi) * size / np.abs(z * (z + 1))
+    error = float(masses @ (line.errors + (128 + 2 * count) * UNIT))
+    error += kernel.tail(t) / (math.pi * float(s[-1])) * (1 + float(line.errors[-1]))
+    per_e = 8 * UNIT * float(masses @ (s + t))
+    return Inversion(line, line.values * weights, error * 1.01, per_e, tuple(tilts))
 
 
 def _on_line(transform: Transform, spacing: float, count: int) -> NDArray[np.complex128]:
-    """``sum_j weights_j exp(i k spacing losses_j)``, k below ``count``, as a product of matrices: k in two digits."""
+    """``sum_j weights_j (exp(i k spacing losses_j) - 1)``, k below ``count``.
+
+    As a product of matrices, k in two digits: with powers c and f, ``c f - 1 = (c - 1)(f - 1) + (c - 1) + (f - 1)``.
+    """
     block = math.isqrt(count - 1) + 1
     rows = -(-count // block)
-    total = np.zeros((2 * rows, 2 * block))
+    total = np.zeros((2 * rows + 2, 2 * block + 2))
     # Real products this small stay on one thread: on a busy machine, waiting for a second takes longer than the work.
     tall = max(1, _ONE_THREAD // (_DEPTH * 2 * block))
     for begin in range(0, len(transform.losses), _CHUNK):
         turns: Vector = spacing * transform.losses[begin : begin + _CHUNK]
-        coarse = np.exp(1j * np.outer(block * np.arange(rows), turns)) * transform.weights[begin : begin + _CHUNK]
-        fine = np.exp(1j * np.outer(turns, np.arange(block)))
+        ones = np.ones(len(turns), dtype=complex)
+        coarse = np.vstack([_power_less_one(np.outer(block * np.arange(rows), turns)), ones])
+        coarse *= transform.weights[begin : begin + _CHUNK]
+        fine = np.column_stack([_power_less_one(np.outer(turns, np.arange(block))), ones])
         left = np.concatenate([coarse.real, coarse.imag])
         right = np.concatenate([fine.real, fine.imag], axis=1)
         for start in range(0, len(turns), _DEPTH):
             piece = right[start : start + _DEPTH]
-            for row in range(0, 2 * rows, tall):
+            for row in range(0, len(left), tall):
                 total[row : row + tall] += left[row : row + tall, start : start + _DEPTH] @ piece
-    real = total[:rows, :block] - total[rows:, block:]
-    imaginary = total[:rows, block:] + total[rows:, :block]
-    return (real + 1j * imaginary).ravel()[:count]
+    real = total[: rows + 1, : block + 1] - total[rows + 1 :, block + 1 :]
+    imaginary = total[: rows + 1, block + 1 :] + total[rows + 1 :, : block + 1]
+    each = real + 1j * imaginary
+    return np.asarray(each[:-1, :-1] + each[:-1, -1:] + each[-1:, :-1]).ravel()[:count]
+
+
+def _power_less_one(turn: Vector) -> NDArray[np.complex128]:
+    """``exp(i turn) - 1``, to a few units of itself and of the turn."""
+    half = np.sin(turn / 2)
+    return np.asarray(-2 * half**2 + 1j * np.sin(turn))
+
+
+def _log_modulus(moved: NDArray[np.complex128]) -> Vector:
+    """``log |1 + moved|``, to a few units of ``moved``, or of 1 where that is above 1/2."""
+    near = np.abs(moved) < 0.5
+    inside = np.where(near, moved, 0.0)
+    with np.errstate(divide="ignore"):
+        far = np.log(np.abs(1 + moved))
+    return np.where(near, np.log1p(2 * inside.real + np.abs(inside) ** 2) / 2, far)

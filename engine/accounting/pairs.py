@@ -115,6 +115,13 @@ class Pair:
             return -self.mixture.log_ratio(x)
         return self.mixture.log_ratio(x) - self.mixture.log_ratio(-x)
 
+    @property
+    def largest(self) -> float:
+        """The largest loss, rounded up; that of adding is where no record is drawn."""
+        if self.direction != "add" or self.mixture.weights[0] == 0:
+            return math.inf
+        return -math.log(self.mixture.weights[0]) * (1 + 4 * UNIT) + 2 * (self.mixture.largest + 3) * UNIT
+
     def log_density(self, x: Vector) -> Vector:
         """Of P."""
         density = _log_normal(x, self.mixture.sigma)

@@ -112,10 +112,10 @@ class Curve:
 
 def epsilon_between(composition: Composition, delta: float, quick: bool = False) -> tuple[float, float]:
     """Bounds of epsilon, from one attempt only if ``quick``."""
-    lower, upper, near = 0.0, math.inf, None
+    lower, upper, near = 0.0, composition.largest, None
     for attempt in _ATTEMPTS[:1] if quick else _ATTEMPTS:
         here = curve(composition, delta, attempt, near)
-        if here is None or here.smooth.line.error > _HOPELESS:
+        if here is None or here.smooth.line.errors[0] > _HOPELESS:
             break
         lower, upper = max(lower, here.epsilon_lower(delta)), min(upper, here.epsilon_upper(delta))
         if upper - lower <= attempt.enough * max(upper, 0.5) or not math.isfinite(upper):
@@ -126,6 +126,8 @@ def epsilon_between(composition: Composition, delta: float, quick: bool = False)
 
 def delta_between(composition: Composition, epsilon: float) -> tuple[float, float]:
     """Bounds of delta at an epsilon."""
+    if epsilon >= composition.largest:
+        return 0.0, 0.0
     lower, upper = 0.0, 1.0
     guess = estimated_delta(composition, epsilon)
     for attempt in (*_ATTEMPTS, *_ATTEMPTS[-1:] * 5):
@@ -144,6 +146,8 @@ def delta_between(composition: Composition, epsilon: float) -> tuple[float, floa
 
 def probe(composition: Composition, delta: float, epsilon: float) -> bool:
     """Whether delta at ``epsilon`` was computed to be at most ``delta``, at little cost."""
+    if math.isfinite(epsilon) and epsilon >= composition.largest:
+        return True
     here = curve(composition, delta, _ATTEMPTS[0]) if math.isfinite(epsilon) else None
     return here is not None and here.delta_upper(epsilon) <= delta
 
@@ -157,11 +161,11 @@ def curve(composition: Composition, delta: float, attempt: Attempt, near: float 
     """
     steps = composition.steps
     windows = windows_of(composition, delta)
-    outside = (1 + 1e-12) * sum(
-        step.count * piece.outside(*window)
+    beyond = [
+        (1 + 1e-12) * sum(piece.outside(*window) for piece, window in zip(step.loss.pieces, of_step, strict=True))
         for step, of_step in zip(steps, windows, strict=True)
-        for piece, window in zip(step.loss.pieces, of_step, strict=True)
-    )
+    ]
+    outside = (1 + 1e-12) * sum(step.count * mass for step, mass in zip(steps, beyond, strict=True))
     rough = rough_of(composition, windows)
     t = rough.at_delta(delta) if near is None else rough.at_epsilon(near)
     epsilon = rough.cumulant(t)[1] if near is None else near
@@ -183,7 +187,10 @@ def curve(composition: Composition, delta: float, attempt: Attempt, near: float 
     period = _period(tilts, t, epsilon, math.log(1e-5 * delta))
     if sum(grid.size for grid in grids) * period * kernel.cut(t) / (2 * math.pi) > _MOST_WORK:
         return None
-    parts = [(transform_of(grid, t, kernel.cut(t)), step.count) for grid, step in zip(grids, steps, strict=True)]
+    parts = [
+        (transform_of(grid, t, kernel.cut(t), mass), step.count)
+        for grid, step, mass in zip(grids, steps, beyond, strict=True)
+    ]
     line = compose(parts, composition.gaussian, t, kernel.cut(t), period)
     wide = Kernel(2 * kernel.width, beta)
     return Curve(epsilon, kernel, invert(line, kernel, tilts), invert(line, wide), outside)
