@@ -6,12 +6,15 @@ gradient of the recurrent weights is a product of two tensors that hold all time
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from dpcheck.kernels import addmm, matmul
 
 
 @torch.library.custom_op("dpcheck::lstm", mutates_args=())
@@ -30,16 +33,20 @@ def lstm(gates: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor) -> tuple[T
     width = wide // 4
     hiddens, cells = gates.new_empty(steps + 1, batch, width), gates.new_empty(steps + 1, batch, width)
     active, squashed = gates.new_empty(gates.shape), gates.new_empty(steps, batch, width)
-    transposed = weight.t()
     hiddens[0], cells[0] = hidden, cell
-    for t in range(steps):
-        now = torch.addmm(gates[t], hiddens[t], transposed, out=active[t])
-        now[:, : 2 * width].sigmoid_()
-        now[:, 2 * width : 3 * width].tanh_()
-        now[:, 3 * width :].sigmoid_()
-        enter, forget, fresh, leave = now.split(width, 1)
-        after = torch.mul(forget, cells[t], out=cells[t + 1]).addcmul_(enter, fresh)
-        torch.mul(torch.tanh(after, out=squashed[t]), leave, out=hiddens[t + 1])
+    transposed, sizes, parts = weight.t(), [2 * width, width, width], active.split(width, 2)
+    # All views at once: a view in Python costs as much as a small kernel.
+    rows = zip(
+        gates.unbind(), active[..., : 2 * width].unbind(), *(part.unbind() for part in parts), squashed.unbind(),
+        pairwise(hiddens.unbind()), pairwise(cells.unbind()), strict=True,
+    )  # fmt: skip
+    for given, both, enter, forget, fresh, leave, bent, (hidden, next_hidden), (cell, next_cell) in rows:
+        two, third, last = addmm(given, hidden, transposed).split(sizes, 1)
+        torch.sigmoid(two, out=both)
+        torch.tanh(third, out=fresh)
+        torch.sigmoid(last, out=leave)
+        torch.mul(forget, cell, out=next_cell).addcmul_(enter, fresh)
+        torch.mul(torch.tanh(next_cell, out=bent), leave, out=next_hidden)
     return hiddens, cells, active, squashed
 
 
@@ -73,16 +80,21 @@ def lstm_backward(
     slope[:, :, 2].mul_(enter)
     slope[:, :, 3].mul_(squashed)
     through = torch.addcmul(leave, leave * squashed, squashed, value=-1)
-    hidden, cell = grad_hiddens[-1], grad_cell.unsqueeze(1).clone()
-    for t in range(steps - 1, -1, -1):
-        now = slope[t]
-        cell[:, 0].addcmul_(hidden, through[t])
-        now[:, :3].mul_(cell)
-        now[:, 3].mul_(hidden)
-        before = now.view(batch, wide)
-        hidden = torch.addmm(grad_hiddens[t - 1], before, weight) if t else before @ weight
-        cell[:, 0].mul_(forget[t])
-    return slope.view(steps, batch, wide), hidden, cell[:, 0].clone()
+    flat = slope.view(steps, batch, wide)
+    above = [None, *grad_hiddens[:-1].unbind()]
+    rows = zip(
+        slope[:, :, :3].unbind(), slope[:, :, 3].unbind(), flat.unbind(), through.unbind(), forget.unbind(), above,
+        strict=True,
+    )  # fmt: skip
+    hidden, cell = grad_hiddens[-1], grad_cell.clone()
+    column = cell.unsqueeze(1)
+    for inner, outer, gates, by_cell, kept, grad in reversed([*rows]):
+        cell.addcmul_(hidden, by_cell)
+        inner.mul_(column)
+        outer.mul_(hidden)
+        hidden = matmul(gates, weight) if grad is None else addmm(grad, gates, weight)
+        cell.mul_(kept)
+    return flat, hidden, cell
 
 
 @lstm_backward.register_fake

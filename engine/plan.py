@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from dpcheck.engine.contributions import Contribution, Finder
 from dpcheck.engine.sites.base import Part, Site, is_narrow, square_norms_of, weighted_of, wide
 from torch import Tensor, fx
 
+from dpcheck import kernels
 from dpcheck.samplesets import Analysis
 from dpcheck.samplesets.op import packet_of
 
@@ -24,6 +26,8 @@ _MASKS = {
     "native_group_norm_backward": 9,
     "native_batch_norm_backward": 9,
 }
+
+_KERNELS: dict[Any, Any] = {torch.ops.aten.mm.default: kernels.matmul, torch.ops.aten.addmm.default: kernels.addmm}
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ class _Planner:
     def _copy(self, node: fx.Node) -> fx.Node:
         """A node of the graph, without the outputs that are unclipped parameter gradients."""
         made = self.graph.node_copy(node, self.env.__getitem__)
+        if not node.kwargs:
+            made.target = _KERNELS.get(node.target, node.target)
         at = _MASKS.get(packet_of(node.target))
         if at is not None and self.steps[node].sums():
             mask = [i == 0 and bool(wanted) for i, wanted in enumerate(node.args[at])]  # type: ignore[arg-type]

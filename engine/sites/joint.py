@@ -17,6 +17,8 @@ from dpcheck.engine.sites.matmul import MatmulSite
 from dpcheck.engine.sites.pairs import ghost_square_norms, gram_flops, products_are_cheaper
 from torch import Tensor
 
+from dpcheck.kernels import matmul
+
 
 @dataclass(frozen=True)
 class Term:
@@ -64,7 +66,7 @@ class JointSite(Site):
     def per_sample(self, *values: Tensor) -> Tensor:
         product, total = self._product(values), None
         if product is not None:
-            total = torch.matmul(*product)
+            total = matmul(*product)
         for site, own in self._lookups(values):
             each = site.per_sample(*own)
             total = each if total is None else total + each

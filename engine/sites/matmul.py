@@ -11,6 +11,7 @@ from dpcheck.engine.sites.layout import Layout, find_layout
 from dpcheck.engine.sites.pairs import ghost_square_norms, gram_flops, products_are_cheaper
 from torch import Tensor
 
+from dpcheck.kernels import matmul
 from dpcheck.samplesets.lattice import joined, moved, reduced
 
 
@@ -42,7 +43,7 @@ class MatmulSite(Site):
             left = left * self.left.spread(factors.to(left.dtype), left.dim())
         else:
             right = right * self.right.spread(factors.to(right.dtype), right.dim())
-        return torch.matmul(left, right)
+        return matmul(left, right)
 
     def keeps(self) -> bool:
         return products_are_cheaper(self.batch, *self.sizes, self.left.each)
