@@ -33,6 +33,9 @@ The file is run: check only files that you trust.
 _TARGET = """\
 defines a model, loss_fn(model, batch) and sample_batch();
 unit = dpcheck.Unit(...) if a record is not one index of axis 0"""
+_BATCH_NORM = """\
+what batch norm becomes (group, or what [tool.dpcheck] in pyproject.toml says);
+frozen: its running statistics for good, which must come from public data"""
 _EPILOG = "exit codes: 0 clean or all fixed, 1 findings, 2 usage or internal error"
 
 
@@ -52,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--unsafe-fixes", action="store_true", help="also fixes that change the function (BatchNorm)")
     p.add_argument("--diff", action="store_true", help="show what --fix would write, and stop")
+    p.add_argument("--batch-norm-to", choices=["group", "layer", "instance", "frozen"], help=_BATCH_NORM)
     p.add_argument("--verify", action="store_true", help="compare per-sample gradients with references")
     p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
     p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")
@@ -87,6 +91,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise DpcheckError(f"--{name.replace('_', '-')} has no effect without --train", next="add --train")
     if options.unsafe_fixes and not (options.fix or options.diff):
         raise DpcheckError("--unsafe-fixes has no effect without --fix or --diff", next="add --fix")
+    if options.batch_norm_to and not (options.fix or options.diff):
+        raise DpcheckError("--batch-norm-to has no effect without --fix or --diff", next="add --fix --unsafe-fixes")
     if options.diff and (options.fix or options.train or options.verify or options.format == "json"):
         raise DpcheckError(
             "--diff only shows what would change; it excludes --fix, --train, --verify and --format json",

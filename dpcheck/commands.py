@@ -15,7 +15,9 @@ from dpcheck.config import Settings, settings_of
 from dpcheck.diagnostic import Report
 from dpcheck.errors import DpcheckError
 from dpcheck.fixer import FixResult, fix
+from dpcheck.fixes.layers import BatchNormTo
 from dpcheck.private_run import train
+from dpcheck.project import options_of
 from dpcheck.report import full, json, source, tables, terminal
 from dpcheck.rewrite.apply import apply
 from dpcheck.rewrite.plan import plan
@@ -47,8 +49,7 @@ class _Run:
         model, report = target.model, self._check(target)
         ok = report.ok
         if options.fix and not report.ok and (options.verify or options.train):
-            model, report = self._fix(target)
-            ok = report.ok
+            model, report, ok = self._fix(target)
         elif options.fix and not report.ok:
             ok = self._write(target)
         elif options.diff:
@@ -71,30 +72,41 @@ class _Run:
             tables.show_parameters(self.out, report)
         return report
 
-    def _fix(self, target: Target) -> tuple[nn.Module, Report]:
-        """In memory, to verify or train at once; the file stays as it is."""
+    def _fix(self, target: Target) -> tuple[nn.Module, Report, bool]:
+        """In memory, to verify or train at once; the file stays as it is. Also whether all is well then."""
         self.progress.rule("fix", style="dim")
         result = self._fixed(target)
         tables.show_changes(self.progress, result)
         self.progress.print(f"this is a copy in memory; to change {escape(str(target.path))}, use --fix by itself")
         full.show(self.out, result.report, "after the fixes", brief=self.options.quiet)
-        return result.model, result.report
+        return result.model, result.report, result.ok
 
     def _fixed(self, target: Target) -> FixResult:
-        unsafe = self.options.unsafe_fixes
-        result = fix(target.model, target.loss_fn, target.batch, unsafe=unsafe, unit=target.unit)
+        result = fix(
+            target.model,
+            target.loss_fn,
+            target.batch,
+            unsafe=self.options.unsafe_fixes,
+            batch_norm_to=self._batch_norm_to(target),
+            unit=target.unit,
+        )
         self.document["fix"] = {
             "changes": result.changes,
             "loss_change": result.loss_change,
             "check": result.report,
+            "problem": result.problem,
         }
         return result
+
+    def _batch_norm_to(self, target: Target) -> BatchNormTo:
+        chosen: BatchNormTo = self.options.batch_norm_to or options_of(target.path).get("batch-norm-to", "group")
+        return chosen
 
     def _write(self, target: Target) -> bool:
         """In the file; returns whether a new process finds nothing in it any more."""
         self.progress.rule("fix", style="dim")
         result = self._fixed(target)
-        outcome = apply(target, result)
+        outcome = apply(target, result, to=self._batch_norm_to(target))
         self.document["fix"]["source"] = source.as_document(outcome.fix, outcome)
         source.show_diff(self.progress, outcome.fix)
         source.show_plan(self.out, outcome.fix, result, done="fixed" if outcome.fresh else "tried")
@@ -103,7 +115,7 @@ class _Run:
 
     def _diff(self, target: Target) -> None:
         result = self._fixed(target)
-        planned = plan(target, result)
+        planned = plan(target, result, to=self._batch_norm_to(target))
         source.show_diff(self.out, planned)
         source.show_plan(self.out, planned, result)
 

@@ -20,6 +20,7 @@ from dpcheck.fixes.layers import BatchNormTo, Refusal, Remedy, is_frozen_batch_n
 from dpcheck.fixes.optimizer import repoint
 from dpcheck.fixes.trial import Seen, judge, observe, why_broken
 from dpcheck.inputs import batch_size
+from dpcheck.rehearsal import rehearse
 from dpcheck.unit import Unit, adapted
 
 __all__ = ["Change", "FixResult", "fix", "freeze_batch_norm", "repoint"]
@@ -63,6 +64,9 @@ class FixResult:
         loss_change: largest relative change of the losses of the batch; 0 when only safe fixes were applied, up to
             the rounding of the model's own dtype.
         shared: attributes that Python cannot copy, which the new model shares with the given one.
+        problem: why the rehearsal of training failed (private steps, an empty batch, a checkpoint: see
+            :func:`dpcheck.rehearsal.rehearse`); ``None`` if it passed. It is held if something was fixed and the
+            report is ok.
     """
 
     model: nn.Module
@@ -71,6 +75,12 @@ class FixResult:
     before: Report
     loss_change: float
     shared: tuple[str, ...] = ()
+    problem: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the new model is proven private, without findings, and can be trained."""
+        return self.report.ok and self.problem is None
 
 
 @dataclass(frozen=True)
@@ -156,7 +166,9 @@ def fix(
             break
         rolled_back |= failures
     changes = tuple(_outcome(plan, rolled_back, measured) for plan in plans)
-    return FixResult(fixed, changes, report, before, _loss_change(model, fixed, loss_fn, batch), copied.shared)
+    changed = _loss_change(model, fixed, loss_fn, batch)
+    problem = rehearse(fixed, *given, unit=unit) if report.ok and any(c.applied for c in changes) else None
+    return FixResult(fixed, changes, report, before, changed, copied.shared, problem)
 
 
 def _key(plan: _Plan) -> tuple[str, str]:

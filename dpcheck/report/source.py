@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
+from dpcheck.report import tables
+
 if TYPE_CHECKING:
     from dpcheck.fixer import FixResult
     from dpcheck.rewrite.apply import Outcome
@@ -31,20 +33,17 @@ def show_diff(console: Console, fix: SourceFix) -> None:
 def show_plan(console: Console, fix: SourceFix, result: FixResult, done: str = "would fix") -> None:
     """Print what has an edit, what has none and why, and what else a reader must know."""
     for m in fix.mended:
-        what = (
-            f"{m.change.code} {m.change.module or '(model)'!r} at {_short(m.file)}:{m.line} ({m.change.applicability})"
-        )
-        console.print(f"[green]{done}[/] {escape(what)}", soft_wrap=True)
+        where = f"{m.change.code} {m.change.module or '(model)'!r} at {_short(m.file)}:{m.line}"
+        console.print(f"[green]{done}[/] {escape(where)} ({tables.measured(m.change)})", soft_wrap=True)
     unmended = [*((c, c.reason) for c in result.changes if not c.applied), *fix.refused]
     for change, reason in unmended:
-        what = f"{change.code} {change.module or '(model)'!r}: {change.what} ({change.applicability})"
+        what = f"{change.code} {change.module or '(model)'!r}: {change.what} ({tables.measured(change)})"
         console.print(f"[yellow]not fixed[/] {escape(what)}\n      {escape(reason or '')}", soft_wrap=True)
     for note in fix.notes:
         console.print(f"[dim]note: {escape(note)}[/]", soft_wrap=True)
     if fix.mended:
-        console.print(
-            f"tried in memory: the losses of the sample batch change by at most {result.loss_change:.2g}, relative"
-        )
+        console.print("[dim]tried in memory first:[/]")
+        tables.show_trial(console, result)
 
 
 def show_outcome(console: Console, outcome: Outcome) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from dpcheck.diagnostic import ParameterFact, Report
 
 if TYPE_CHECKING:
-    from dpcheck.fixer import FixResult
+    from dpcheck.fixer import Change, FixResult
     from dpcheck.private_run import Outcome
     from dpcheck.verification import Proof
 
@@ -52,11 +52,26 @@ def show_changes(console: Console, result: FixResult, done: str = "fixed") -> No
     for change in result.changes:
         mark = f"[green]{done}[/]" if change.applied else "[yellow]not fixed[/]"
         path = escape(repr(change.module or "(model)"))
-        console.print(f"{mark} {change.code} {path}: {escape(change.what)} ({change.applicability})")
+        console.print(f"{mark} {change.code} {path}: {escape(change.what)} ({measured(change)})")
         if change.reason:
             console.print(f"      {escape(change.reason)}")
+    show_trial(console, result)
+
+
+def show_trial(console: Console, result: FixResult) -> None:
+    """Print what the fixes did to the losses, and whether the fixed model can be trained."""
     if any(change.applied for change in result.changes):
         console.print(f"the losses of the sample batch change by at most {result.loss_change:.2g}, relative")
+    if result.problem is not None:
+        console.print(f"[bold red]cannot be trained[/]: {escape(result.problem)}", soft_wrap=True)
+    elif result.report.ok and result.changes:
+        console.print("rehearsed: private steps, an empty batch, a checkpoint saved and loaded")
+
+
+def measured(change: Change) -> str:
+    """Whether a fix is safe, and what it does to its layer's output."""
+    by = change.output_change
+    return change.applicability + ("" if by is None else f"; the layer's output changes by {100 * by:.2g} %")
 
 
 def show_proof(console: Console, proof: Proof) -> None:

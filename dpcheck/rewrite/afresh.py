@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 from dpcheck.api import check
 from dpcheck.errors import DpcheckError
+from dpcheck.rehearsal import rehearse
 from dpcheck.target import load
 
 
@@ -20,7 +21,7 @@ class Fresh:
     """What a new process says of a model file.
 
     Attributes:
-        ok: proven, without findings.
+        ok: proven, without findings, and a rehearsal of training passed.
         verdict: as in a report; empty if the check did not come to one.
         findings: (code, module, message) of every finding.
         error: why it could not be checked.
@@ -56,8 +57,11 @@ def _judged(text: str) -> Fresh:
     try:
         target = load(text)
         report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
+        problem = rehearse(target.model, target.loss_fn, target.batch, unit=target.unit) if report.ok else None
     except DpcheckError as error:
         return Fresh(False, "", (), textwrap.shorten(error.what, 400))
+    if problem is not None:
+        return Fresh(False, report.verdict, (), f"the rehearsal of training failed: {problem}")
     findings = tuple((d.code, d.module or "", d.message) for d in report.diagnostics)
     return Fresh(report.ok, report.verdict, findings, None)
 

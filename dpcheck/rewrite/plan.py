@@ -83,7 +83,7 @@ class _Planner:
         self.called = sizes.of_calls(*given) if norm else {}
 
     def plan(self, only_whole: bool) -> SourceFix:
-        if only_whole:
+        if only_whole or self.to == "frozen":  # the running statistics are known after the weights are
             self.refused = dict.fromkeys(self.changes, "")
         else:
             self._functional()

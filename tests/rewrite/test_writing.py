@@ -17,6 +17,7 @@ from torch import nn
 import dpcheck
 from dpcheck.cli import CLEAN, FINDINGS, main
 from dpcheck.errors import DpcheckError
+from dpcheck.project import options_of
 from dpcheck.rewrite import files
 from dpcheck.rewrite.afresh import Fresh
 from dpcheck.rewrite.apply import Outcome, apply
@@ -199,13 +200,34 @@ class Net(nn.Module):
     assert "where you make a Net, write dpcheck.fix(Net(), loss_fn, sample_batch(), unsafe=True).model" in reason
 
 
-def test_layer_and_instance_can_be_chosen() -> None:
+def test_what_batch_norm_becomes_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     file(STYLES["helper with several widths"])
     target = load("m.py")
-    for to, new in (("layer", "nn.GroupNorm(1, outside, 1e-5)"), ("instance", "nn.GroupNorm(outside, outside, 1e-5)")):
-        result = dpcheck.fix(target.model, target.loss_fn, target.batch, unsafe=True, batch_norm_to=to)  # type: ignore[arg-type]
-        ((_, content),) = plan(target, result, to=to).contents.values()
-        assert new in content.decode()
+    result = dpcheck.fix(target.model, target.loss_fn, target.batch, unsafe=True, batch_norm_to="instance")
+    ((_, content),) = plan(target, result, to="instance").contents.values()
+    assert "nn.GroupNorm(outside, outside, 1e-5)" in content.decode()
+    ((_, content),) = plan(target, result, to="frozen").contents.values()
+    assert 'loss_fn, sample_batch(), unsafe=True, batch_norm_to="frozen").model' in content.decode()
+    file('[tool.dpcheck]\nbatch-norm-to = "layer"\n', "pyproject.toml")
+    file(MODEL.replace("1d(8)", "1d(8, eps=1e-3)").replace("4, 8", "4, 32").replace("(8, ", "(32, "))
+    main(["m.py", "--diff", "--unsafe-fixes", "-q"])
+    assert "nn.GroupNorm(1, 32, eps=1e-3)" in capsys.readouterr().out
+    main(["m.py", "--diff", "--unsafe-fixes", "--batch-norm-to", "group", "-q"])
+    assert "nn.GroupNorm(2, 32, eps=1e-3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[tool.dpcheck]\nbatch-norm-to = "large"\n', "batch-norm-to cannot be 'large'"),
+        ("[tool.dpcheck]\nunsafe = true\n", "unknown key 'unsafe'"),
+        ("[tool.dpcheck\n", "options cannot be read"),
+    ],
+)
+def test_options_of_the_project_that_are_wrong_are_named(text: str, words: str) -> None:
+    file(text, "pyproject.toml")
+    with pytest.raises(DpcheckError, match=words):
+        options_of(Path("m.py"))
 
 
 def test_a_read_only_file_or_one_that_has_changed_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
