@@ -52,8 +52,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def onednn_is_faster() -> bool:
-    """Whether oneDNN is there, allowed, and faster on this processor."""
-    return bool(torch._C._get_mkldnn_enabled()) and _faster()
+    """Whether oneDNN is there, allowed, and faster on this processor. Compiled code chooses its kernels itself."""
+    return not torch.compiler.is_compiling() and bool(torch._C._get_mkldnn_enabled()) and _faster()
 
 
 @lru_cache(maxsize=1)
