@@ -18,8 +18,8 @@ from dpcheck import inputs
 from dpcheck.capture import Capture, LossFn, capture, first_line, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.engine import fallback
-from dpcheck.engine.clipping import Clipped, Clipper, Method, run_plan
-from dpcheck.engine.plan import make_plan
+from dpcheck.engine.clipping import Clipped, Clipper, Method
+from dpcheck.engine.plan import make_plan, run_plan
 from dpcheck.engine.sites.base import every_site
 from dpcheck.errors import DpcheckError
 from dpcheck.proof import ParameterProof, Proof
@@ -208,7 +208,7 @@ def _samplers(model: nn.Module, loss_fn: LossFn, batch: Any, bound: float) -> tu
     for keep in (True, False):
         with every_site(keep):
             losses, norms, sums, _ = run_plan(make_plan(analysis), model, batch, weights, bound)
-        runs.append(Clipped(_with_zeros(model, sums), norms[:size], losses[:size]))
+        runs.append(Clipped(_with_zeros(model, sums), norms[:size, 0], losses[:size]))
     return _with_zeros(model, {name: g[:size] for name, g in each.items()}, size), runs
 
 

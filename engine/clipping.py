@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from dpcheck.engine import fallback
 from dpcheck.engine.buffers import store
 from dpcheck.engine.contributions import NotCovered
-from dpcheck.engine.fingerprint import fingerprint
-from dpcheck.engine.gradients import complete, norms_of
-from dpcheck.engine.plan import Plan, clip_factors, make_plan
-from dpcheck.engine.precision import casting, without_autocast, without_cache
-from dpcheck.engine.refusals import check_finite, lacks_memory, mixing, no_memory
+from dpcheck.engine.gradients import complete, norms_of, whole
+from dpcheck.engine.kinds import Clipping, Grouping, grouping_of, kind_of
+from dpcheck.engine.plan import Plan, PlanResult, make_plan, run_plan
+from dpcheck.engine.precision import without_autocast, without_cache
+from dpcheck.engine.provable import key_of, provable
+from dpcheck.engine.refusals import check_finite, lacks_memory, no_memory
 from dpcheck.engine.sites.base import weighted_of, wide
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dpcheck import inputs
 from dpcheck.capture import CaptureFailure, LossFn, capture
@@ -30,7 +30,6 @@ from dpcheck.unit import Unit, adapted
 log = logging.getLogger("dpcheck")
 
 Method = Literal["auto", "graph", "vmap", "single"]
-PlanResult = tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]
 _CACHE = 16
 
 
@@ -39,14 +38,22 @@ class Clipped:
     """The result of one call.
 
     Attributes:
-        grads: by parameter name, ``sum_i weights[i] * min(1, C / norm_i) * g_i``, in the parameter's shape and dtype.
+        grads: by parameter name, ``sum_i weights[i] * min(1, C / norm_i) * g_i``, in the parameter's shape and dtype;
+            C and norm are those of the parameter's group where groups are clipped apart.
         norms: L2 norm of every sample's whole gradient before clipping, [B], float32 or wider. Not private.
         losses: [B]. Not private.
+        group_norms: the same of each group of parameters, by its name, where groups are clipped apart. Not private.
     """
 
     grads: dict[str, Tensor]
     norms: Tensor
     losses: Tensor
+    group_norms: dict[str, Tensor] = field(default_factory=dict)
+
+    def samples(self, count: int) -> Clipped:
+        """Norms and losses of the first ``count`` samples, without the sum."""
+        groups = {name: norms[:count] for name, norms in self.group_norms.items()}
+        return Clipped({}, self.norms[:count], self.losses[:count], groups)
 
 
 class Clipper:
@@ -55,7 +62,8 @@ class Clipper:
     Args:
         model: left as it is, but for buffers that the forward derives from weights or constants.
         loss_fn: ``loss_fn(model, batch) -> losses [B]``.
-        max_grad_norm: the clipping norm C, positive.
+        max_grad_norm: C, positive, the L2 sensitivity of the whole sum. It may be set between calls.
+        clipping: the kind, or its name; see :mod:`dpcheck.engine.kinds`.
         method: ``auto`` takes the graph where samples are proven independent and every gradient has a sampler, else
             ``vmap(grad)`` of the model, else one sample at a time. The fallbacks evaluate every sample alone.
 
@@ -63,12 +71,21 @@ class Clipper:
         DpcheckError: for a model whose samples mix, bad losses, gradients that are not finite.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn, *, max_grad_norm: float, method: Method = "auto") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        *,
+        max_grad_norm: float,
+        method: Method = "auto",
+        clipping: Clipping | str = "flat",
+    ) -> None:
         if not (isinstance(max_grad_norm, int | float) and 0 < max_grad_norm < float("inf")):
             raise DpcheckError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
         if method not in ("auto", "graph", "vmap", "single"):
             raise DpcheckError(f"method must be auto, graph, vmap or single, not {method!r}")
         self.model, self.loss_fn, self.max_grad_norm = model, loss_fn, float(max_grad_norm)
+        self.clipping = kind_of(clipping)
         self._wanted: Method = method
         self.method: str = "undecided" if method == "auto" else method
         self.reason = ""
@@ -91,7 +108,7 @@ class Clipper:
         if size == 1:
             # The plan needs two samples to tell them apart; the second weighs nothing.
             both = self(inputs.take(batch, [0, 0]), torch.cat([weights, weights.new_zeros(1)]))
-            return Clipped(both.grads, both.norms[:1], both.losses[:1])
+            return replace(both.samples(1), grads=both.grads)
         if size > self._at_most:
             return self._in_parts(batch, weights)
         plan = self.plan(batch)
@@ -104,9 +121,18 @@ class Clipper:
         plan = next(reversed(self._plans.values()))
         return {c.name: tuple(plan.sites[i].kind for i in c.sites) for c in plan.contributions}
 
+    def grouping(self) -> Grouping:
+        """The groups of the parameters that are trainable now."""
+        return grouping_of(self.clipping, [n for n, p in self.model.named_parameters() if p.requires_grad])
+
     def _nothing(self, device: torch.device) -> Clipped:
-        zeros = {n: torch.zeros_like(p) for n, p in self.model.named_parameters() if p.requires_grad}
-        return Clipped(zeros, torch.zeros(0, device=device), torch.zeros(0, device=device))
+        grouping, none = self.grouping(), torch.zeros(0, device=device)
+        return self._result(grouping, none, none.new_zeros(0, len(grouping.names)), {})
+
+    def _result(self, grouping: Grouping, losses: Tensor, norms: Tensor, grads: dict[str, Tensor]) -> Clipped:
+        """From norms by group, [B, G]."""
+        groups = dict(zip(grouping.names, norms.unbind(1), strict=True)) if len(grouping.names) > 1 else {}
+        return Clipped(complete(dict(self.model.named_parameters()), grads), whole(norms), losses, groups)
 
     # -- the graph
 
@@ -115,7 +141,7 @@ class Clipper:
         return self._plan(batch) if self.method in ("undecided", "graph") else None
 
     def _plan(self, batch: Any) -> Plan | None:
-        key = self._key(batch)
+        key = key_of(self.model, batch)
         if key not in self._plans:
             plan = self._make(batch)
             if plan is None:
@@ -126,40 +152,12 @@ class Clipper:
         self._plans.move_to_end(key)
         return self._plans[key]
 
-    def _key(self, batch: Any) -> Any:
-        leaves, spec = pytree.tree_flatten(batch)
-        shapes = tuple((tuple(x.shape), x.dtype, str(x.device)) if isinstance(x, Tensor) else repr(x) for x in leaves)
-        state = tuple(fingerprint(self.model).items())
-        tensors = tuple((id(p), p.shape, p.dtype, p.device, p.requires_grad) for p in self.model.parameters())
-        return shapes, str(spec), state, tensors, casting()
-
     def _make(self, batch: Any) -> Plan | None:
-        result = capture(self.model, self.loss_fn, batch)
-        if isinstance(result, CaptureFailure):
-            where = f" at {result.location}" if result.location else ""
-            return self._fall_back(f"the graph could not be captured: {result.reason}{where}")
-        if result.touched.python_random:
-            return self._fall_back("the forward draws Python or NumPy random numbers, which a graph would freeze")
-        if result.touched.attributes:
-            return self._fall_back(f"the forward changes Python state ({', '.join(result.touched.attributes[:3])})")
-        if any(after is not result.parameters[n] for n, after in result.parameters_after.items()):
-            raise DpcheckError("the forward overwrites a parameter, without noise", next="run dpcheck.check")
-        analysis = analyse(result)
-        refuted = [event for event in analysis.events if event.kind in ("forward", "backward")]
-        if refuted:
-            raise mixing(refuted[0])
-        leaks = [b for b in analysis.buffers if b.kind == "data"]
-        if leaks:
-            raise DpcheckError(
-                f"the buffer {leaks[0].name} is written from data and would be saved without noise",
-                where=str(leaks[0].location) if leaks[0].location else leaks[0].name,
-                next="run dpcheck.check(model, loss_fn, batch) for the findings, or dpcheck.fix",
-            )
-        if analysis.events:
-            event = analysis.events[0]
-            return self._fall_back(f"independence is unproven: {event.op} {event.reason}")
+        analysis = provable(self.model, self.loss_fn, batch)
+        if isinstance(analysis, str):
+            return self._fall_back(analysis)
         try:
-            plan = make_plan(analysis)
+            plan = make_plan(analysis, grouping=self.grouping())
         except NotCovered as missing:
             return self._fall_back(str(missing))
         self.method = "graph"
@@ -176,9 +174,9 @@ class Clipper:
         if found is None:
             return self._in_parts(batch, weights)
         losses, norms, grads, after = found
-        check_finite(losses, norms, weights)
+        check_finite(losses, whole(norms), weights)
         store(self.model, after)
-        return Clipped(complete(dict(self.model.named_parameters()), grads), norms, losses)
+        return self._result(plan.grouping, losses, norms, grads)
 
     def _run(self, plan: Plan, batch: Any, weights: Tensor) -> PlanResult | None:
         """What the plan computes; ``None``, and fewer samples at once from now on, where memory does not suffice."""
@@ -204,11 +202,13 @@ class Clipper:
         for part in parts[1:]:
             for name, grad in part.grads.items():
                 total[name].add_(grad)
-        return Clipped(total, torch.cat([p.norms for p in parts]), torch.cat([p.losses for p in parts]))
+        groups = {name: torch.cat([p.group_norms[name] for p in parts]) for name in parts[0].group_norms}
+        return Clipped(total, torch.cat([p.norms for p in parts]), torch.cat([p.losses for p in parts]), groups)
 
     # -- the fallbacks
 
     def _by_fallback(self, batch: Any, weights: Tensor) -> Clipped:
+        grouping = self.grouping()
         if self.method == "vmap":
             try:
                 with without_cache():
@@ -220,45 +220,56 @@ class Clipper:
                     raise DpcheckError(f"method='vmap' cannot be used: {error}", next="use method='auto'") from error
                 self.method = "single"
                 self.reason += f"; vmap: {type(error).__name__}"
-                return self._one_by_one(batch, weights)
-            norms = norms_of(each)
-            check_finite(losses, norms, weights)
-            factors = clip_factors(norms, self.max_grad_norm, weights.to(norms.dtype))
+                return self._one_by_one(batch, weights, grouping)
+            norms = norms_of(each, grouping)
+            check_finite(losses, whole(norms), weights)
+            factors = self._factors(grouping, norms, weights)
             with without_autocast():
-                grads = {n: weighted_of(factors, wide(g)) for n, g in each.items()}
-            return Clipped(complete(dict(self.model.named_parameters()), grads), norms, losses)
-        return self._one_by_one(batch, weights)
+                grads = {n: weighted_of(factors[n], wide(g)) for n, g in each.items()}
+            return self._result(grouping, losses, norms, grads)
+        return self._one_by_one(batch, weights, grouping)
 
-    def _one_by_one(self, batch: Any, weights: Tensor) -> Clipped:
-        parameters = dict(self.model.named_parameters())
-        total = {n: torch.zeros_like(p) for n, p in parameters.items() if p.requires_grad}
+    def _one_by_one(self, batch: Any, weights: Tensor, grouping: Grouping) -> Clipped:
+        total = {n: torch.zeros_like(p) for n, p in self.model.named_parameters() if p.requires_grad}
         losses, norms = [], []
         for i in range(len(weights)):
             with without_cache():
                 loss, grads = fallback.single_gradient(self.model, self.loss_fn, batch, i)
-            norm = norms_of({n: g.unsqueeze(0) for n, g in grads.items()})
-            check_finite(loss.view(1), norm, weights[i : i + 1], first=i)
-            factor = clip_factors(norm, self.max_grad_norm, weights[i : i + 1].to(norm.dtype))
+            norm = norms_of({n: g.unsqueeze(0) for n, g in grads.items()}, grouping)
+            check_finite(loss.view(1), whole(norm), weights[i : i + 1], first=i)
+            factors = self._factors(grouping, norm, weights[i : i + 1])
             for name, grad in grads.items():
-                total[name] += factor.to(grad.dtype) * grad
+                total[name] += factors[name].to(grad.dtype) * grad
             losses.append(loss)
             norms.append(norm)
-        return Clipped(total, torch.cat(norms), torch.stack(losses))
+        return self._result(grouping, torch.stack(losses), torch.cat(norms), total)
+
+    def _factors(self, grouping: Grouping, norms: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """By parameter name, [B]."""
+        factors = grouping.factors(norms, self.max_grad_norm, weights.to(norms.dtype)).unbind(1)
+        return {name: factors[group] for name, group in grouping.of.items()}
 
 
 def clipped_grads(
-    model: nn.Module, loss_fn: LossFn, batch: Any, max_grad_norm: float = 1.0, *, unit: Unit | None = None
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: Any,
+    max_grad_norm: float = 1.0,
+    *,
+    unit: Unit | None = None,
+    clipping: Clipping | str = "flat",
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The sum over the batch of clipped per-sample gradients, by parameter name, and the norms [B] before clipping.
 
     There is no noise in it: this is not private, and is meant for tests and for engines of your own. A sample is one
-    index of axis 0 of every tensor, or what ``unit`` says (:class:`dpcheck.Unit`).
+    index of axis 0 of every tensor, or what ``unit`` says (:class:`dpcheck.Unit`); ``clipping`` is as in
+    :class:`Clipper`.
 
     Raises:
         DpcheckError: as :class:`Clipper`.
     """
     loss_fn, batch = adapted(unit, loss_fn, batch)
-    result = Clipper(model, loss_fn, max_grad_norm=max_grad_norm)(batch)
+    result = Clipper(model, loss_fn, max_grad_norm=max_grad_norm, clipping=clipping)(batch)
     return result.grads, result.norms
 
 
@@ -284,16 +295,3 @@ def per_sample_grads(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[dic
         if p.requires_grad and name not in grads:
             grads[name] = p.new_zeros(size, *p.shape)
     return grads, ""
-
-
-def run_plan(plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad_norm: float) -> PlanResult:
-    """Losses [B], norms [B], gradients and the buffers' new values by name; nothing of the model is written."""
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
-    double = any(p.dtype in (torch.float64, torch.complex128) for p in parameters.values())
-    dtype = torch.float64 if double else torch.float32
-    with torch.no_grad(), without_autocast():
-        losses, norms, grads, after = plan.module(
-            *parameters.values(), *buffers.values(), *leaves, torch.ones_like(weights), weights.to(dtype), max_grad_norm
-        )
-    return losses, norms, dict(zip(plan.gradients, grads, strict=True)), dict(zip(plan.buffers, after, strict=True))

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import torch
+from dpcheck.engine.kinds import Grouping
 from dpcheck.engine.sites.base import square_norms_of
 from torch import Tensor, nn
 
 
-def norms_of(each: dict[str, Tensor]) -> Tensor:
-    """L2 norm of every sample's whole gradient, [B], from [B, *shape] by name."""
-    squares = [square_norms_of(g) for g in each.values()]
-    return torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()
+def norms_of(each: dict[str, Tensor], grouping: Grouping) -> Tensor:
+    """L2 norm of every sample's gradient by group, [B, G], from [B, *shape] by name."""
+    squares = {name: square_norms_of(g) for name, g in each.items()}
+    first = next(iter(squares.values()))
+    total = first.new_zeros(len(first), len(grouping.names))
+    for name, square in squares.items():
+        total[:, grouping.of[name]] += square.to(total.dtype)
+    return total.sqrt()
+
+
+def whole(norms: Tensor) -> Tensor:
+    """The norm over all groups, [B], from [B, G]."""
+    result: Tensor = norms[:, 0] if norms.shape[1] == 1 else torch.linalg.vector_norm(norms, dim=1)
+    return result
 
 
 def in_dtype_of(t: Tensor, p: Tensor) -> Tensor:

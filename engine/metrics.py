@@ -11,6 +11,7 @@ from dpcheck.engine.statement import at_most
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from torch import Tensor
 
 # Seconds between two computations of epsilon.
 _REFRESH = 2.0
@@ -23,8 +24,10 @@ class Metrics:
     Attributes:
         step: its number, from 0.
         loss: mean loss of the records drawn; None if none was. **Not private.**
-        clipped_fraction: share of them whose gradient was longer than ``max_grad_norm``. **Not private.**
+        clipped_fraction: share of them whose gradient, or that of some group, was made shorter. **Not private.**
         drawn: how many were drawn. **Not private.**
+        norms: L2 norms of their gradients before clipping, [drawn]. **Not private.**
+        group_norms: the same by group of parameters, where groups are clipped apart. **Not private.**
         delta: of the guarantee.
     """
 
@@ -32,6 +35,8 @@ class Metrics:
     loss: float | None
     clipped_fraction: float | None
     drawn: int
+    norms: Tensor = field(repr=False)
+    group_norms: dict[str, Tensor] = field(repr=False)
     delta: float
     phases: tuple[Phase, ...] = field(repr=False)
 

@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from dpcheck.engine.contributions import Contribution, Finder
+from dpcheck.engine.kinds import FLAT, Grouping
+from dpcheck.engine.precision import without_autocast
 from dpcheck.engine.sites.base import Part, Site, is_narrow, square_norms_of, weighted_of, wide
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from dpcheck import kernels
 from dpcheck.samplesets import Analysis
@@ -29,13 +32,16 @@ _MASKS = {
 
 _KERNELS: dict[Any, Any] = {torch.ops.aten.mm.default: kernels.matmul, torch.ops.aten.addmm.default: kernels.addmm}
 
+PlanResult = tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]
+
 
 @dataclass(frozen=True)
 class Plan:
     """An executable plan for batches of one shape.
 
     Attributes:
-        module: ``module(*inputs, weights [B], max_grad_norm, extra) -> (losses, norms, gradients, buffers)``.
+        module: ``module(*inputs, ones [B], weights [B], max_grad_norm) -> (losses [B], norms [B, G], gradients,
+            buffers)``.
         sites, contributions: what a person may print (see :mod:`dpcheck.engine.estimates`).
         places: of each site, the ops of the captured graph that it stands for.
         kept: positions of the sites whose contributions are kept until the clip factors are known.
@@ -48,30 +54,40 @@ class Plan:
     contributions: tuple[Contribution, ...]
     gradients: tuple[str, ...]
     buffers: tuple[str, ...]
+    grouping: Grouping
 
 
-def clip_factors(norms: Tensor, max_grad_norm: float, weights: Tensor) -> Tensor:
-    """``weights * min(1, C / norm)`` (Abadi et al. 2016, Algorithm 1), [B]."""
-    # The guard keeps factor * norm <= C under rounding too.
-    return weights * (max_grad_norm / norms.clamp_min(1e-30)).clamp(max=1.0) * (1 - 4 * torch.finfo(norms.dtype).eps)
-
-
-def make_plan(analysis: Analysis, *, per_sample: bool = False) -> Plan:
+def make_plan(analysis: Analysis, *, per_sample: bool = False, grouping: Grouping = FLAT) -> Plan:
     """Plan the step for the shapes of the captured batch.
 
     Args:
         analysis: proven, of a capture with at least two samples.
         per_sample: return every sample's gradients, [B, *shape], in the place of clipped sums.
+        grouping: which parameters are clipped together.
 
     Raises:
         NotCovered: naming the op and the parameter that no sampler covers.
     """
-    return _Planner(analysis, per_sample).plan()
+    return _Planner(analysis, per_sample, grouping).plan()
+
+
+def run_plan(plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad_norm: float) -> PlanResult:
+    """Losses [B], norms [B, G], gradients and the buffers' new values by name; nothing of the model is written."""
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
+    double = any(p.dtype in (torch.float64, torch.complex128) for p in parameters.values())
+    dtype = torch.float64 if double else torch.float32
+    with torch.no_grad(), without_autocast():
+        losses, norms, grads, after = plan.module(
+            *parameters.values(), *buffers.values(), *leaves, torch.ones_like(weights), weights.to(dtype), max_grad_norm
+        )
+    return losses, norms, dict(zip(plan.gradients, grads, strict=True)), dict(zip(plan.buffers, after, strict=True))
 
 
 class _Planner:
-    def __init__(self, analysis: Analysis, per_sample: bool) -> None:
+    def __init__(self, analysis: Analysis, per_sample: bool, grouping: Grouping) -> None:
         self.capture, self.steps, self.each = analysis.capture, analysis.steps, per_sample
+        self.grouping = grouping
         self.finder = Finder(analysis)
         self.graph = fx.Graph()
         self.env: dict[fx.Node | Part, fx.Node] = {}
@@ -84,6 +100,9 @@ class _Planner:
         contributions = self.finder.contributions()
         buffers = [n for n, after in self.capture.buffers_after.items() if after is not self.capture.buffers[n]]
         return self._emit(contributions, buffers)
+
+    def _group(self, c: Contribution) -> int:
+        return self.grouping.of.get(c.name, 0)
 
     def _emit(self, contributions: list[Contribution], buffers: list[str]) -> Plan:
         needed = self._needed(contributions, buffers)
@@ -110,20 +129,26 @@ class _Planner:
             elif node in needed:
                 self.env[node] = self._copy(node)
                 arrive(node)
-        totals = [norms[c.sites[0]] for c in contributions if c.isometric]
+        squares: list[list[fx.Node]] = [[] for _ in self.grouping.names]
+        for c in contributions:
+            if c.isometric:
+                squares[self._group(c)].append(norms[c.sites[0]])
         each: dict[str, fx.Node] = {}
         for c in contributions:
             if not c.isometric or self.each:
                 each[c.name] = self._through_suffix(c, kept)
                 if not c.isometric:
-                    totals.append(self.graph.call_function(square_norms_of, (each[c.name],)))
-        norm = self.graph.call_function(_total, (totals, weights))
-        gradients = each if self.each else self._clip(contributions, norm, clip, weights, kept, each)
+                    squares[self._group(c)].append(self.graph.call_function(square_norms_of, (each[c.name],)))
+        norm = self.graph.call_function(_total, (squares, weights))
+        gradients = each
+        if not self.each:
+            factors = self.graph.call_function(self.grouping.factors, (norm, clip, weights))
+            gradients = self._clip(contributions, factors, kept, each)
         after = [self.env[self.capture.buffers_after[name]] for name in buffers]
         self.graph.output((self.env[self.capture.losses], norm, list(gradients.values()), after))
         module = fx.GraphModule(self.capture.graph, self.graph)
         places, names = tuple(self.finder.places), (tuple(gradients), tuple(buffers))
-        return Plan(module, tuple(self.sites), places, frozenset(kept), tuple(contributions), *names)
+        return Plan(module, tuple(self.sites), places, frozenset(kept), tuple(contributions), *names, self.grouping)
 
     def _needed(self, contributions: list[Contribution], buffers: list[str]) -> set[fx.Node]:
         roots = [self.capture.losses, *(self.capture.buffers_after[name] for name in buffers)]
@@ -190,30 +215,30 @@ class _Planner:
     def _clip(
         self,
         contributions: list[Contribution],
-        norm: fx.Node,
-        clip: fx.Node,
-        weights: fx.Node,
+        factors: fx.Node,
         kept: dict[int, fx.Node],
         each: dict[str, fx.Node],
     ) -> dict[str, fx.Node]:
-        factors = self.graph.call_function(clip_factors, (norm, clip, weights))
-        sums: dict[int, fx.Node] = {}
+        columns = [self.graph.call_function(torch.select, (factors, 1, g)) for g in range(len(self.grouping.names))]
+        # By site and group: parameters of two groups may be parts of one product.
+        sums: dict[tuple[int, int], fx.Node] = {}
         gradients: dict[str, fx.Node] = {}
         for c in sorted(contributions, key=self._growth):
+            g = self._group(c)
             if c.name in each and math.prod(c.shape) <= sum(math.prod(self.sites[i].shape) for i in c.sites):
-                gradients[c.name] = self.graph.call_function(weighted_of, (factors, each[c.name]))
+                gradients[c.name] = self.graph.call_function(weighted_of, (columns[g], each[c.name]))
                 continue
             for i in c.sites:
-                if i not in sums:
+                if (i, g) not in sums:
                     values = (kept[i],) if i in kept else self._values(self.sites[i])
                     how = weighted_of if i in kept else self.sites[i].weighted
-                    sums[i] = self.graph.call_function(how, (factors, *values))
-            gradients[c.name] = self._inline(c, [sums[i] for i in c.sites])
+                    sums[i, g] = self.graph.call_function(how, (columns[g], *values))
+            gradients[c.name] = self._inline(c, [sums[i, g] for i in c.sites])
         return gradients
 
 
-def _total(squares: list[Tensor], weights: Tensor) -> Tensor:
-    """Norm of the whole gradient of each sample, [B]."""
-    if not squares:
-        return torch.zeros_like(weights)
-    return torch.stack([s.to(weights.dtype) for s in squares]).sum(0).clamp_min(0).sqrt()
+def _total(squares: list[list[Tensor]], weights: Tensor) -> Tensor:
+    """Norms of each sample's gradient by group, [B, G], from the squared norms [B] of the parts of each."""
+    none = torch.zeros_like(weights)
+    sums = [torch.stack([s.to(weights.dtype) for s in own]).sum(0) if own else none for own in squares]
+    return torch.stack(sums, 1).clamp_min(0).sqrt()

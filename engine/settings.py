@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpcheck.engine import accounting
+from dpcheck.engine.kinds import Clipping, kind_of
 from dpcheck.engine.sampling import physical_size
 
 from dpcheck.errors import DpcheckError
@@ -22,7 +23,7 @@ class Settings:
     Attributes:
         dataset_size: N, records or users.
         expected_batch_size: B. The sample rate is B / N, and gradients are divided by B, whatever was drawn.
-        max_grad_norm: C.
+        max_grad_norm: C, the L2 sensitivity of the sum of clipped gradients.
         noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
         delta: of the guarantee.
         steps: at which the run ends.
@@ -31,6 +32,7 @@ class Settings:
         seed: of a run that is not private; None otherwise.
         secure: cryptographic randomness and integer arithmetic.
         unit: what is protected; the data set has N of them.
+        clipping: the kind.
     """
 
     dataset_size: int
@@ -44,6 +46,7 @@ class Settings:
     seed: int | None
     secure: bool
     unit: Unit
+    clipping: Clipping
 
     @property
     def sample_rate(self) -> float:
@@ -82,6 +85,7 @@ def settle(
     seed: int | None,
     secure: bool,
     unit: Unit,
+    clipping: Clipping | str = "flat",
 ) -> Settings:
     """Checks the arguments and calibrates the noise.
 
@@ -126,6 +130,7 @@ def settle(
         seed=seed,
         secure=secure,
         unit=unit,
+        clipping=kind_of(clipping),
     )
 
 

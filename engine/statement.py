@@ -6,6 +6,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 from dpcheck.engine.accounting import Bounds
+from dpcheck.engine.kinds import Grouping, PerLayer
 from dpcheck.engine.ledger import Ledger
 from dpcheck.engine.settings import Settings
 from torch.utils import _pytree as pytree
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 from dpcheck.unit import Unit
 
 
-def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, method: str) -> str:
+def statement(settings: Settings, grouping: Grouping, ledger: Ledger, run: str, bounds: Bounds, method: str) -> str:
     """What may be claimed now, and what may not. After the advice of Ponomareva et al. 2023."""
     private = settings.seed is None and all(record.private for record, _ in ledger.entries)
     if not private:
@@ -29,8 +30,8 @@ def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, meth
         f"Epsilon: at most {at_most(bounds.upper, 6)} and at least {at_least(bounds.lower, 6)}, "
         f"at delta = {settings.delta:g} (accountant: {bounds.method}).",
         f"Unit and adjacency: {_unit(settings.unit)}",
-        f"Mechanism: DP-SGD. Each {noun}'s gradient, over all trainable parameters, is clipped to L2 norm "
-        f"{settings.max_grad_norm:g}; the sum gets Gaussian noise of standard deviation "
+        f"Mechanism: DP-SGD. Each {noun}'s gradient, over all trainable parameters, is "
+        f"{_clipped(settings, grouping)}; the sum gets Gaussian noise of standard deviation "
         f"{settings.noise_multiplier:g} x {settings.max_grad_norm:g}, once for each step, and is divided by "
         f"{settings.expected_batch_size}.",
         f"Sampling: Poisson, each of {settings.dataset_size} {noun}s with probability "
@@ -41,11 +42,24 @@ def statement(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, meth
         f"Randomness: {randomness(settings)}.",
         f"Treated as public: the number of {noun}s, {_constants(settings.unit)}all settings above, the model and the "
         "code.",
-        "Not private, not to be published: the loss, the clipped fraction, the drawn batches, errors naming samples.",
+        "Not private, not to be published: the loss, the norms, the clipped fraction, the drawn batches, errors naming "
+        "samples.",
         "Not accounted for: choosing hyper-parameters, decisions taken from validation data or from the values above, "
         "runs that are not in this ledger, and anything else computed from the same records.",
     ]
     return "\n".join(lines)
+
+
+def _clipped(settings: Settings, grouping: Grouping) -> str:
+    c = settings.max_grad_norm
+    if len(grouping.names) == 1:
+        return f"clipped to L2 norm {c:g}"
+    if isinstance(settings.clipping, PerLayer):
+        each = f"layer by layer, {len(grouping.names)} layers to L2 norm {grouping.shares[0] * c:g} each"
+    else:
+        norms = [f"{name or 'the rest'} to {s * c:g}" for name, s in zip(grouping.names, grouping.shares, strict=True)]
+        each = f"by groups, {', '.join(norms)}"
+    return f"clipped {each}, so that its L2 norm is at most {c:g} in all"
 
 
 def _unit(unit: Unit) -> str:

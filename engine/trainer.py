@@ -6,23 +6,24 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.admission import checked_method, refuse_ledger, refuse_ranks
-from dpcheck.engine.clipping import Clipped, Clipper
+from dpcheck.engine.clipping import Clipper
+from dpcheck.engine.kinds import Clipping, grouping_of
 from dpcheck.engine.ledger import Ledger, StepRecord, new_run
 from dpcheck.engine.metrics import Bar, Metrics
 from dpcheck.engine.noise import Gaussian, GridGaussian, Mechanism
-from dpcheck.engine.sampling import Loader, LogicalBatch, PhysicalBatch, poisson
+from dpcheck.engine.sampling import Loader, LogicalBatch, poisson
 from dpcheck.engine.settings import Settings, settle
 from dpcheck.engine.statement import statement
 from dpcheck.engine.streams import KeyedStreams, Streams, SystemStreams
+from dpcheck.engine.summing import ClipperLike, Seen, Summer, on_device
 from dpcheck.engine.watch import Watch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from dpcheck.capture import LossFn
 from dpcheck.errors import DpcheckError
@@ -30,18 +31,6 @@ from dpcheck.records import CollateFn, map_style, unit_of
 from dpcheck.unit import Unit
 
 log = logging.getLogger("dpcheck")
-
-# Far above the rounding error of a float32 sum: what exceeds the bound by more is a wrong gradient or norm.
-_SLACK = 1e-3
-
-
-class ClipperLike(Protocol):
-    """What the engine asks of a clipper; see :class:`dpcheck.engine.clipping.Clipper`."""
-
-    method: str
-    reason: str
-
-    def __call__(self, batch: Any, weights: Tensor | None = None) -> Clipped: ...
 
 
 class PrivacyEngine:
@@ -62,7 +51,8 @@ class PrivacyEngine:
         optimizer: holds exactly the trainable parameters of the model (frozen ones may be in it).
         dataset: map-style; one item is one record, the unit of privacy, or one user (:func:`dpcheck.by_user`).
         expected_batch_size: B. Each record is drawn with probability B / len(dataset); gradients are divided by B.
-        max_grad_norm: C, L2 norm to which each record's gradient is clipped.
+        max_grad_norm: C, L2 norm to which each record's gradient is clipped, over all parameters together: the
+            sensitivity that the noise is scaled to.
         delta: of the guarantee; at most 1 / len(dataset).
         noise_multiplier: sigma; or target_epsilon, for which sigma is calibrated.
         epochs: steps = epochs * len(dataset) / B, rounded up; or steps.
@@ -76,6 +66,8 @@ class PrivacyEngine:
             Steps already in it count, whichever run they belong to.
         unit: where a record lies in the batches of ``collate_fn``, if it is not one index of axis 0
             (:class:`dpcheck.Unit`); a data set of users knows its own.
+        clipping: "flat", "per-layer", or a kind with its settings (:mod:`dpcheck.engine.kinds`). One record moves the
+            sum by at most C whatever the kind.
 
     Raises:
         DpcheckError: for each argument that is wrong, by name and value; for a model that the check refuses.
@@ -102,6 +94,7 @@ class PrivacyEngine:
         check: bool = True,
         ledger: str | os.PathLike[str] | None = None,
         unit: Unit | None = None,
+        clipping: Clipping | str = "flat",
         _clipper: Callable[..., ClipperLike] = Clipper,
     ) -> None:
         refuse_ranks()
@@ -118,6 +111,7 @@ class PrivacyEngine:
             seed=seed,
             secure=secure,
             unit=unit_of(dataset, unit),
+            clipping=clipping,
         )
         self.model, self.loss_fn, self.optimizer, unit = model, loss_fn, optimizer, self.settings.unit
         self._watch = Watch(model, optimizer)
@@ -126,11 +120,14 @@ class PrivacyEngine:
         self.run = new_run()
         refuse_ledger(self.ledger, self.settings, self._record(self.run))
         few = torch.arange(min(8, self.settings.dataset_size))
-        losses = unit.loss(loss_fn)
-        method = checked_method(model, losses, self._on_device(self._loader.collate(few))) if check else "auto"
-        self._clipper = _clipper(model, losses, max_grad_norm=self.settings.max_grad_norm, method=method)
+        losses, norm, kind = unit.loss(loss_fn), self.settings.max_grad_norm, self.settings.clipping
+        parameters = self._watch.parameters
+        self._grouping = grouping_of(kind, parameters)
+        method = checked_method(model, losses, on_device(self._loader.collate(few), parameters)) if check else "auto"
+        self._clipper = _clipper(model, losses, max_grad_norm=norm, method=method, clipping=kind)
+        self._summer = Summer(self._clipper, self._loader, parameters, self._grouping)
         mechanism = GridGaussian if secure else Gaussian
-        self._mechanism: Mechanism = mechanism(self.settings.noise_multiplier, self.settings.max_grad_norm)
+        self._mechanism: Mechanism = mechanism(self.settings.noise_multiplier, norm)
         self._streams = self._new_streams()
         self._pending: LogicalBatch | None = None
         for note in self.settings.notes():
@@ -180,7 +177,7 @@ class PrivacyEngine:
         noise = self._streams.stream("noise", batch.step)
         self._pending = None
         self.ledger.append(self._record(self.run))
-        total, seen = self._clipped_sum(batch)
+        total, seen = self._summer.sum(batch.indices, self._mechanism, self.settings.max_grad_norm)
         self._watch.publish(self._mechanism.release(total, self.settings.expected_batch_size, noise))
         self.optimizer.step()
         return self._metrics(batch, seen)
@@ -211,46 +208,17 @@ class PrivacyEngine:
         stream = self._streams.stream("sampling", step)
         return LogicalBatch(step, poisson(s.dataset_size, s.expected_batch_size, stream))
 
-    def _clipped_sum(self, batch: LogicalBatch) -> tuple[dict[str, Tensor], list[Clipped]]:
-        total: dict[str, Tensor] = {}
-        seen: list[Clipped] = []
-        for indices in self._loader.chunks(batch.indices):
-            physical = self._loader.read(indices)
-            clipped = self._clip(physical)
-            for name, part in self._mechanism.contribution(clipped.grads).items():
-                total[name] = total[name].add_(part) if name in total else part
-            seen.append(Clipped({}, clipped.norms[: physical.real], clipped.losses[: physical.real]))
-        if not total:
-            zeros = {name: torch.zeros_like(p) for name, p in self._watch.parameters.items()}
-            total = self._mechanism.contribution(zeros)
-        return total, seen
-
-    def _clip(self, physical: PhysicalBatch) -> Clipped:
-        clipped = self._clipper(*self._on_device((physical.data, physical.weights)))
-        if clipped.grads.keys() != self._watch.parameters.keys():
-            odd = sorted(clipped.grads.keys() ^ self._watch.parameters.keys())
-            raise DpcheckError(f"the clipper's gradients and the trainable parameters differ in {', '.join(odd)}")
-        norms = [torch.linalg.vector_norm(g).double() for g in clipped.grads.values()]
-        norm = torch.stack(norms).norm().item()
-        bound, noun = self.settings.max_grad_norm * physical.real, self.settings.unit.noun
-        if not norm <= bound * (1 + _SLACK):
-            raise DpcheckError(
-                f"the clipped sum of {physical.real} {noun}s has norm {norm:g}, above its bound {bound:g}",
-                next="report this model: dpcheck.verify(model, loss_fn, batch) shows which gradient is wrong",
-            )
-        return clipped
-
-    def _on_device(self, batch: Any) -> Any:
-        device = next(iter(self._watch.parameters.values())).device
-        return pytree.tree_map_only(Tensor, lambda t: t.to(device), batch)
-
-    def _metrics(self, batch: LogicalBatch, seen: list[Clipped]) -> Metrics:
-        loss = fraction = None
-        if seen:
-            loss = torch.cat([part.losses for part in seen]).double().mean().item()
-            norms = torch.cat([part.norms for part in seen])
-            fraction = (norms > self.settings.max_grad_norm).double().mean().item()
-        return Metrics(batch.step, loss, fraction, len(batch), self.settings.delta, self.ledger.phases())
+    def _metrics(self, batch: LogicalBatch, seen: Seen) -> Metrics:
+        return Metrics(
+            step=batch.step,
+            loss=seen.loss,
+            clipped_fraction=seen.clipped_fraction,
+            drawn=len(batch),
+            norms=seen.norms,
+            group_norms=seen.group_norms,
+            delta=self.settings.delta,
+            phases=self.ledger.phases(),
+        )
 
     # -- accounting and saving
 
@@ -261,14 +229,16 @@ class PrivacyEngine:
     def report(self) -> str:
         """A plain statement of the guarantee so far, of what is not private and of what is not accounted for."""
         reason = f" ({self._clipper.reason})" if self._clipper.reason else ""
-        return statement(self.settings, self.ledger, self.run, self.epsilon(), f"{self._clipper.method}{reason}")
+        method = f"{self._clipper.method}{reason}"
+        return statement(self.settings, self._grouping, self.ledger, self.run, self.epsilon(), method)
 
     def state_dict(self) -> dict[str, Any]:
         """The run and its ledger, in plain values. Model and optimizer have their own ``state_dict``.
 
         No key and no state of a generator is in it, so that a published checkpoint does not give the noise away.
         """
-        return {"run": self.run, "settings": asdict(self.settings), "ledger": self.ledger.state_dict()}
+        settings = {**asdict(self.settings), "clipping": repr(self.settings.clipping)}
+        return {"run": self.run, "settings": settings, "ledger": self.ledger.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the run of ``state``. Steps already in this engine's ledger stay counted.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from dpcheck.engine import contributions, fallback, plan
+from dpcheck.engine import contributions, fallback, kinds, plan
 from dpcheck.engine.sites import bags, convolution, embedding, joint, layout, matmul, norms, scatter, sums
 from torch import nn
 
@@ -160,7 +160,7 @@ def _unclamped(original):
 
 
 def _largest_only(original):
-    return lambda squares, weights: torch.stack(squares).amax(0).sqrt()
+    return lambda squares, weights: torch.stack(squares[0]).amax(0, keepdim=True).t().sqrt()
 
 
 def _mean_over_batch(original):
@@ -279,7 +279,7 @@ FAULTS = [
           lambda: (nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), rows(4, 3))),
     Fault("one branch detached", contributions.Suffix, "each", _first_branch_detached,
           lambda: ((lambda layer: nn.Sequential(layer, nn.Tanh(), layer))(nn.Linear(3, 3)), rows(4, 3))),
-    Fault("small gradients scaled up", plan, "clip_factors", _unclamped, linear),
+    Fault("small gradients scaled up", kinds, "clip_factors", _unclamped, linear),
     Fault("clipped by the largest parameter's norm", plan, "_total", _largest_only, linear),
     Fault("vmap averages over the batch", fallback, "vmap_gradients", _mean_over_batch, _python_state),
 ]  # fmt: skip

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dpcheck.engine import clipped_grads, clipping
-from dpcheck.engine.clipping import Clipper, per_sample_grads, run_plan
+from dpcheck.engine.clipping import Clipper, per_sample_grads
+from dpcheck.engine.plan import run_plan
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_sites import examples

@@ -6,7 +6,8 @@ from typing import Literal
 
 import pytest
 import torch
-from dpcheck.engine.clipping import Clipper, clip_factors
+from dpcheck.engine.clipping import Clipper
+from dpcheck.engine.kinds import clip_factors
 from dpcheck.engine.sampling import LogicalBatch
 from torch import Tensor, nn
 

@@ -27,8 +27,8 @@ class Loop:
 
     method, reason = "loop", ""
 
-    def __init__(self, model, loss_fn, *, max_grad_norm, method):
-        self.model, self.loss_fn, self.bound = model, loss_fn, max_grad_norm
+    def __init__(self, model, loss_fn, *, max_grad_norm, method, clipping="flat"):
+        self.model, self.loss_fn, self.max_grad_norm = model, loss_fn, max_grad_norm
         self.sizes, self.asked = [], method
 
     def __call__(self, batch, weights=None):
@@ -41,7 +41,7 @@ class Loop:
             grads = torch.autograd.grad(loss, parameters)
             norm = torch.cat([g.flatten() for g in grads]).norm()
             for n, g in zip(names, grads, strict=True):
-                total[n] += weight * min(1.0, self.bound / max(float(norm), 1e-30)) * g
+                total[n] += weight * min(1.0, self.max_grad_norm / max(float(norm), 1e-30)) * g
             norms.append(norm)
             losses.append(loss.detach())
         return Clipped(total, torch.stack(norms), torch.stack(losses))

@@ -1,0 +1,156 @@
+"""Kinds of clipping. Whatever the kind, the L2 sensitivity of the whole clipped sum is ``max_grad_norm``.
+
+A kind divides the trainable parameters into groups. The gradient of group g is clipped by its own norm to
+``C_g = max_grad_norm * share_g``, and the squares of the shares add up to one: ``max_grad_norm = sqrt(sum of C_g^2)``.
+So one sample's clipped gradient has L2 norm at most ``max_grad_norm`` over all parameters, one sample more or less
+moves the sum by no more than that, and the noise on every coordinate is ``noise_multiplier * max_grad_norm``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpcheck.errors import DpcheckError
+
+
+@dataclass(frozen=True)
+class Flat:
+    """``min(1, C / norm)`` of the gradient over all parameters together (Abadi et al. 2016, algorithm 1)."""
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """Each of k layers on its own, to ``C / sqrt(k)`` (McMahan et al., arXiv 1710.06963).
+
+    A layer is the module that holds the parameters. A tied parameter belongs to the first that holds it.
+    """
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """Each group of parameters on its own, to ``C_g = max_grad_norm * groups[g] / sqrt(sum of squares)``.
+
+    With ``max_grad_norm=math.hypot(*groups.values())`` the values of ``groups`` are the norms themselves.
+
+    Attributes:
+        groups: proportions of the clipping norms by a prefix of parameter names: that of a module or a parameter;
+            ``""`` holds what nothing else names, and of several prefixes the longest counts.
+
+    Raises:
+        DpcheckError: if there is no group or a proportion is not positive.
+    """
+
+    groups: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        groups: Any = self.groups
+        if not isinstance(groups, Mapping) or not groups:
+            raise DpcheckError(
+                f"groups={groups!r} names no group", where="clipping", next='pass {"encoder": 1.0, "": 1.0}, say'
+            )
+        for name, share in groups.items():
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
+                raise DpcheckError(f"groups[{name!r}]={share!r} is not a positive number", where="clipping")
+        object.__setattr__(self, "groups", dict(groups))
+
+
+Clipping = Flat | PerLayer | PerGroup
+
+
+def kind_of(clipping: Any) -> Clipping:
+    """The kind that ``clipping`` is or names.
+
+    Raises:
+        DpcheckError: if it is none.
+    """
+    if isinstance(clipping, Clipping):
+        return clipping
+    if isinstance(clipping, str) and clipping in _BY_NAME:
+        return _BY_NAME[clipping]
+    raise DpcheckError(
+        f"clipping={clipping!r} is not known",
+        where="clipping",
+        next=f"pass {', '.join(map(repr, _BY_NAME))}, or dpcheck.engine.PerGroup({{prefix: proportion}})",
+    )
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A kind for one model.
+
+    Attributes:
+        names: of the G groups.
+        of: the position of each trainable parameter's group, by the parameter's name.
+        shares: of ``max_grad_norm``, by group; their squares add up to 1 up to rounding.
+    """
+
+    names: tuple[str, ...]
+    of: Mapping[str, int]
+    shares: tuple[float, ...]
+
+    def bounds(self, norms: Tensor, max_grad_norm: float) -> Tensor:
+        """``C_g``, [G], in the dtype of ``norms``."""
+        return norms.new_tensor(self.shares).mul_(max_grad_norm)
+
+    def factors(self, norms: Tensor, max_grad_norm: float, weights: Tensor) -> Tensor:
+        """Of every sample's gradients by group, [B, G], from their norms [B, G] and the samples' weights [B]."""
+        return clip_factors(norms, self.bounds(norms, max_grad_norm), weights.unsqueeze(1))
+
+    def shortened(self, norms: Tensor, max_grad_norm: float) -> Tensor:
+        """Which samples lose length in some group, bool [B], from norms [B, G]."""
+        return (norms > self.bounds(norms, max_grad_norm)).any(1)
+
+
+def grouping_of(kind: Clipping, parameters: Iterable[str]) -> Grouping:
+    """The groups of ``parameters`` (names of the trainable ones).
+
+    Raises:
+        DpcheckError: if a parameter belongs to no group, or a group has no parameter.
+    """
+    parameters = tuple(parameters)
+    if isinstance(kind, PerLayer):
+        groups = {name: name.rpartition(".")[0] for name in parameters}
+        proportions = dict.fromkeys(groups.values(), 1.0)
+    elif isinstance(kind, PerGroup):
+        groups = {name: _longest(name, kind.groups) for name in parameters}
+        proportions = {name: kind.groups[name] for name in dict.fromkeys(groups.values())}
+        idle = [name for name in kind.groups if name not in proportions]
+        if idle:
+            raise DpcheckError(
+                f"the group {idle[0]!r} has no trainable parameter", where="clipping", next="name one, or leave it out"
+            )
+    else:
+        return Grouping(("",), dict.fromkeys(parameters, 0), (1.0,))
+    root = math.hypot(*proportions.values())
+    position = {name: g for g, name in enumerate(proportions)}
+    shares = tuple(p / root for p in proportions.values())
+    return Grouping(tuple(proportions), {name: position[group] for name, group in groups.items()}, shares)
+
+
+FLAT = Grouping(("",), {}, (1.0,))
+
+
+def clip_factors(norms: Tensor, max_grad_norm: float | Tensor, weights: Tensor) -> Tensor:
+    """``weights * min(1, C / norm)`` (Abadi et al. 2016, Algorithm 1), in the shape of ``norms``."""
+    # The guard keeps factor * norm <= C under rounding too.
+    return weights * (max_grad_norm / norms.clamp_min(1e-30)).clamp(max=1.0) * (1 - 4 * torch.finfo(norms.dtype).eps)
+
+
+def _longest(name: str, groups: Mapping[str, float]) -> str:
+    found = [group for group in groups if group in ("", name) or name.startswith(group + ".")]
+    if not found:
+        raise DpcheckError(
+            f"the parameter {name!r} belongs to no group",
+            where="clipping",
+            next='add a group for it; "" names all that are in no other',
+        )
+    return max(found, key=len)
+
+
+_BY_NAME: dict[str, Clipping] = {"flat": Flat(), "per-layer": PerLayer()}
