@@ -38,8 +38,8 @@ class Clipped:
     """The result of one call.
 
     Attributes:
-        grads: by parameter name, ``sum_i weights[i] * min(1, C / norm_i) * g_i``, in the parameter's shape and dtype;
-            C and norm are those of the parameter's group where groups are clipped apart.
+        grads: by parameter name, ``sum_i weights[i] * factor_i * g_i``, in the parameter's shape and dtype; the
+            factor is ``min(1, C / norm_i)`` of the parameter's group (one group if flat), or that of another kind.
         norms: L2 norm of every sample's whole gradient before clipping, [B], float32 or wider. Not private.
         losses: [B]. Not private.
         group_norms: the same of each group of parameters, by its name, where groups are clipped apart. Not private.

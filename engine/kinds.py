@@ -18,6 +18,8 @@ from torch import Tensor
 
 from dpcheck.errors import DpcheckError
 
+_LEAST_NORM = 1e-12
+
 
 @dataclass(frozen=True)
 class Flat:
@@ -60,7 +62,31 @@ class PerGroup:
         object.__setattr__(self, "groups", dict(groups))
 
 
-Clipping = Flat | PerLayer | PerGroup
+@dataclass(frozen=True)
+class Automatic:
+    """``C / (norm + gamma)`` of the gradient over all parameters together: AUTO-S (Bu et al., arXiv 2206.07136).
+
+    Small gradients grow, so a norm that rounding has spoilt would scale a gradient beyond C. Therefore each sample's
+    gradient is kept as it is scaled (of a table only the rows that the sample looks up), and no norm comes from Grams:
+    that takes the memory of per-sample gradients.
+
+    Attributes:
+        gamma: the stability constant, in the unit of norms. With 0 (AUTO-V, normalised) every gradient gets norm C,
+            but for those shorter than 1e-12, where float32 has no digits left: they get ``C * norm / 1e-12``, zero 0.
+
+    Raises:
+        DpcheckError: if gamma is negative or not finite.
+    """
+
+    gamma: float = 0.01
+
+    def __post_init__(self) -> None:
+        gamma: Any = self.gamma
+        if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 <= gamma < math.inf:
+            raise DpcheckError(f"gamma={gamma!r} is neither zero nor a positive number", where="clipping")
+
+
+Clipping = Flat | PerLayer | PerGroup | Automatic
 
 
 def kind_of(clipping: Any) -> Clipping:
@@ -88,11 +114,18 @@ class Grouping:
         names: of the G groups.
         of: the position of each trainable parameter's group, by the parameter's name.
         shares: of ``max_grad_norm``, by group; their squares add up to 1 up to rounding.
+        gamma: of :class:`Automatic`, else None.
     """
 
     names: tuple[str, ...]
     of: Mapping[str, int]
     shares: tuple[float, ...]
+    gamma: float | None = None
+
+    @property
+    def amplifies(self) -> bool:
+        """Whether small gradients grow, so that a norm must be as precise as the gradient is small."""
+        return self.gamma is not None
 
     def bounds(self, norms: Tensor, max_grad_norm: float) -> Tensor:
         """``C_g``, [G], in the dtype of ``norms``."""
@@ -100,11 +133,14 @@ class Grouping:
 
     def factors(self, norms: Tensor, max_grad_norm: float, weights: Tensor) -> Tensor:
         """Of every sample's gradients by group, [B, G], from their norms [B, G] and the samples' weights [B]."""
-        return clip_factors(norms, self.bounds(norms, max_grad_norm), weights.unsqueeze(1))
+        bounds, weights = self.bounds(norms, max_grad_norm), weights.unsqueeze(1)
+        if self.gamma is None:
+            return clip_factors(norms, bounds, weights)
+        return automatic_factors(norms, bounds, weights, self.gamma)
 
     def shortened(self, norms: Tensor, max_grad_norm: float) -> Tensor:
         """Which samples lose length in some group, bool [B], from norms [B, G]."""
-        return (norms > self.bounds(norms, max_grad_norm)).any(1)
+        return (norms + (self.gamma or 0.0) > self.bounds(norms, max_grad_norm)).any(1)
 
 
 def grouping_of(kind: Clipping, parameters: Iterable[str]) -> Grouping:
@@ -126,7 +162,8 @@ def grouping_of(kind: Clipping, parameters: Iterable[str]) -> Grouping:
                 f"the group {idle[0]!r} has no trainable parameter", where="clipping", next="name one, or leave it out"
             )
     else:
-        return Grouping(("",), dict.fromkeys(parameters, 0), (1.0,))
+        gamma = float(kind.gamma) if isinstance(kind, Automatic) else None
+        return Grouping(("",), dict.fromkeys(parameters, 0), (1.0,), gamma)
     root = math.hypot(*proportions.values())
     position = {name: g for g, name in enumerate(proportions)}
     shares = tuple(p / root for p in proportions.values())
@@ -142,6 +179,13 @@ def clip_factors(norms: Tensor, max_grad_norm: float | Tensor, weights: Tensor) 
     return weights * (max_grad_norm / norms.clamp_min(1e-30)).clamp(max=1.0) * (1 - 4 * torch.finfo(norms.dtype).eps)
 
 
+def automatic_factors(norms: Tensor, max_grad_norm: float | Tensor, weights: Tensor, gamma: float) -> Tensor:
+    """``weights * C / (norm + gamma)`` (Bu et al., arXiv 2206.07136), in the shape of ``norms``."""
+    # Squares of entries below 1e-23 vanish in float32: what looks like zero may not be scaled up without limit.
+    divisor = (norms + gamma).clamp_min(_LEAST_NORM)
+    return weights * (max_grad_norm / divisor) * (1 - 4 * torch.finfo(norms.dtype).eps)
+
+
 def _longest(name: str, groups: Mapping[str, float]) -> str:
     found = [group for group in groups if group in ("", name) or name.startswith(group + ".")]
     if not found:
@@ -153,4 +197,9 @@ def _longest(name: str, groups: Mapping[str, float]) -> str:
     return max(found, key=len)
 
 
-_BY_NAME: dict[str, Clipping] = {"flat": Flat(), "per-layer": PerLayer()}
+_BY_NAME: dict[str, Clipping] = {
+    "flat": Flat(),
+    "per-layer": PerLayer(),
+    "automatic": Automatic(),
+    "normalised": Automatic(gamma=0.0),
+}

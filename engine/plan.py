@@ -91,6 +91,8 @@ class _Planner:
         self.finder = Finder(analysis)
         self.graph = fx.Graph()
         self.env: dict[fx.Node | Part, fx.Node] = {}
+        # Sites of which [B, *shape] is kept, and not the smallest form.
+        self.whole: set[int] = set()
 
     @property
     def sites(self) -> list[Site]:
@@ -189,10 +191,15 @@ class _Planner:
         self, index: int, site: Site, direct: bool, indirect: bool, kept: dict[int, fx.Node], norms: dict[int, fx.Node]
     ) -> None:
         values = self._values(site)
-        if indirect or self.each or site.keeps():
+        if indirect or self.each:
             kept[index] = self.graph.call_function(site.per_sample, values)
+            self.whole.add(index)
+        elif site.keeps() or self.grouping.amplifies:
+            # A norm from Grams may have no digits left, and what is kept is what is scaled by it.
+            kept[index] = self.graph.call_function(site.kept, values)
         if direct and index in kept:
-            norms[index] = self.graph.call_function(square_norms_of, (kept[index],))
+            of_kept = square_norms_of if index in self.whole else site.kept_square_norms
+            norms[index] = self.graph.call_function(of_kept, (kept[index],))
         elif direct:
             norms[index] = self.graph.call_function(site.square_norms, values)
 
@@ -225,13 +232,15 @@ class _Planner:
         gradients: dict[str, fx.Node] = {}
         for c in sorted(contributions, key=self._growth):
             g = self._group(c)
-            if c.name in each and math.prod(c.shape) <= sum(math.prod(self.sites[i].shape) for i in c.sites):
+            small = math.prod(c.shape) <= sum(math.prod(self.sites[i].shape) for i in c.sites)
+            if c.name in each and (small or self.grouping.amplifies):
                 gradients[c.name] = self.graph.call_function(weighted_of, (columns[g], each[c.name]))
                 continue
             for i in c.sites:
                 if (i, g) not in sums:
                     values = (kept[i],) if i in kept else self._values(self.sites[i])
-                    how = weighted_of if i in kept else self.sites[i].weighted
+                    of_kept = weighted_of if i in self.whole else self.sites[i].kept_weighted
+                    how = of_kept if i in kept else self.sites[i].weighted
                     sums[i, g] = self.graph.call_function(how, (columns[g], *values))
             gradients[c.name] = self._inline(c, [sums[i, g] for i in c.sites])
         return gradients

@@ -6,7 +6,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 from dpcheck.engine.accounting import Bounds
-from dpcheck.engine.kinds import Grouping, PerLayer
+from dpcheck.engine.kinds import Automatic, Grouping, PerLayer
 from dpcheck.engine.ledger import Ledger
 from dpcheck.engine.settings import Settings
 from torch.utils import _pytree as pytree
@@ -51,10 +51,12 @@ def statement(settings: Settings, grouping: Grouping, ledger: Ledger, run: str, 
 
 
 def _clipped(settings: Settings, grouping: Grouping) -> str:
-    c = settings.max_grad_norm
+    c, kind = settings.max_grad_norm, settings.clipping
+    if isinstance(kind, Automatic):
+        return f"multiplied by {c:g} / (its L2 norm + {kind.gamma:g}), so that its L2 norm is at most {c:g}"
     if len(grouping.names) == 1:
         return f"clipped to L2 norm {c:g}"
-    if isinstance(settings.clipping, PerLayer):
+    if isinstance(kind, PerLayer):
         each = f"layer by layer, {len(grouping.names)} layers to L2 norm {grouping.shares[0] * c:g} each"
     else:
         norms = [f"{name or 'the rest'} to {s * c:g}" for name, s in zip(grouping.names, grouping.shares, strict=True)]

@@ -66,8 +66,8 @@ class PrivacyEngine:
             Steps already in it count, whichever run they belong to.
         unit: where a record lies in the batches of ``collate_fn``, if it is not one index of axis 0
             (:class:`dpcheck.Unit`); a data set of users knows its own.
-        clipping: "flat", "per-layer", or a kind with its settings (:mod:`dpcheck.engine.kinds`). One record moves the
-            sum by at most C whatever the kind.
+        clipping: "flat", "per-layer", "automatic", "normalised", or a kind with its settings
+            (:mod:`dpcheck.engine.kinds`). One record moves the sum by at most C whatever the kind.
 
     Raises:
         DpcheckError: for each argument that is wrong, by name and value; for a model that the check refuses.

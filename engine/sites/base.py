@@ -118,6 +118,18 @@ class Site(ABC):
     def weighted(self, factors: Tensor, *values: Any) -> Tensor:
         """The sum over samples of ``factors[i]`` times contribution i, of ``shape``."""
 
+    def kept(self, *values: Any) -> Any:
+        """All contributions in the smallest form from which norms and sums can be taken."""
+        return self.per_sample(*values)
+
+    def kept_square_norms(self, kept: Any) -> Tensor:
+        """As :meth:`square_norms`, of what :meth:`kept` gave."""
+        return square_norms_of(kept)
+
+    def kept_weighted(self, factors: Tensor, kept: Any) -> Tensor:
+        """As :meth:`weighted`, of what :meth:`kept` gave."""
+        return weighted_of(factors, kept)
+
     def keeps(self) -> bool:
         """Whether the contributions are cheaper to keep than to contract a second time."""
         return chosen(True)

@@ -41,13 +41,30 @@ class LookupSite(Site):
 
     def square_norms_of_flat(self, grad: Tensor, row: Tensor, owner: Tensor) -> Tensor:
         """Gradients of the same row of the same sample are added first: repeated indices are not separate rows."""
+        keys, sums = self._added(grad, row, owner)
+        return self.kept_square_norms((keys, sums))
+
+    def _added(self, grad: Tensor, row: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+        """Every sample's rows that are not zero: their places ``sample * rows + row`` [k] and values [k, D]."""
         keys, where = torch.unique(owner * self.rows + row, return_inverse=True)
-        sums = wide(grad).new_zeros(keys.numel(), grad.shape[-1]).index_add_(0, where, wide(grad))
-        result = sums.new_zeros(self.batch)
-        return result.index_add_(0, keys // self.rows, torch.einsum("kd,kd->k", sums, sums))
+        return keys, wide(grad).new_zeros(keys.numel(), grad.shape[-1]).index_add_(0, where, wide(grad))
 
     def keeps(self) -> bool:
         return False
+
+    def kept(self, *values: Tensor) -> tuple[Tensor, Tensor]:
+        return self._added(*self.flat(*values))
+
+    def kept_square_norms(self, kept: tuple[Tensor, Tensor]) -> Tensor:
+        keys, sums = kept
+        result = sums.new_zeros(self.batch)
+        return result.index_add_(0, keys // self.rows, torch.einsum("kd,kd->k", sums, sums))
+
+    def kept_weighted(self, factors: Tensor, kept: tuple[Tensor, Tensor]) -> Tensor:
+        keys, sums = kept
+        total = sums.new_zeros(self.rows, sums.shape[1])
+        scaled = sums * factors.to(sums.dtype)[keys // self.rows].unsqueeze(1)
+        return total.index_add_(0, keys % self.rows, scaled).view(self.shape)
 
 
 @dataclass(frozen=True)
