@@ -2,9 +2,9 @@
 
 from dpcheck.engine.clipping import Clipped, Clipper, clipped_grads, per_sample_grads
 from dpcheck.engine.declared import Sampler, register_site
-from dpcheck.engine.kinds import Automatic, Flat, PerGroup, PerLayer
+from dpcheck.engine.kinds import AdaptiveQuantile, Automatic, Flat, PerGroup, PerLayer
 
 __all__ = [
-    "Automatic", "Clipped", "Clipper", "Flat", "PerGroup", "PerLayer", "Sampler", "clipped_grads", "per_sample_grads",
-    "register_site",
+    "AdaptiveQuantile", "Automatic", "Clipped", "Clipper", "Flat", "PerGroup", "PerLayer", "Sampler", "clipped_grads",
+    "per_sample_grads", "register_site",
 ]  # fmt: skip

@@ -57,8 +57,7 @@ class PerGroup:
                 f"groups={groups!r} names no group", where="clipping", next='pass {"encoder": 1.0, "": 1.0}, say'
             )
         for name, share in groups.items():
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
-                raise DpcheckError(f"groups[{name!r}]={share!r} is not a positive number", where="clipping")
+            _positive(f"groups[{name!r}]", share)
         object.__setattr__(self, "groups", dict(groups))
 
 
@@ -86,7 +85,44 @@ class Automatic:
             raise DpcheckError(f"gamma={gamma!r} is neither zero nor a positive number", where="clipping")
 
 
-Clipping = Flat | PerLayer | PerGroup | Automatic
+@dataclass(frozen=True)
+class AdaptiveQuantile:
+    """Flat, to a clipping norm that follows a quantile of the norms (Andrew et al., arXiv 1905.03871).
+
+    ``max_grad_norm`` is the first clipping norm. After a step with norm C and n samples drawn, of which u had a
+    gradient no longer than C, ``share = (u - n / 2 + N(0, count_noise^2)) / expected_batch_size + 1 / 2`` is released,
+    and the next norm is ``C * exp(-learning_rate * (share - quantile))``, held within a factor of 1e6 of the first.
+    The norms are made of released values only, so they may be published. Only the engine adapts: elsewhere this is
+    :class:`Flat`.
+
+    Privacy. Divide the sum of gradients by ``z_g C`` and the count by ``count_noise``, the standard deviations of their
+    noise. One sample moves the pair by a vector of L2 norm at most ``sqrt(z_g^-2 + (2 count_noise)^-2) = 1 / z``,
+    whatever the other samples are: one Gaussian mechanism with noise multiplier z (theorem 1 there). Both parts are of
+    the same Poisson sample, so a step is that mechanism subsampled, and as C is made of earlier releases, steps compose
+    as usual. ``noise_multiplier``, given or calibrated, is this z; the gradients get the larger z_g.
+
+    Attributes:
+        quantile: the share of gradients that are not clipped, in (0, 1).
+        learning_rate: of the logarithm of the norm.
+        count_noise: standard deviation of the noise on the count, in samples; more than z / 2. If None it is
+            expected_batch_size / 20, or 2 z where that is more.
+
+    Raises:
+        DpcheckError: naming the value that is out of range.
+    """
+
+    quantile: float = 0.5
+    learning_rate: float = 0.2
+    count_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive("quantile", self.quantile, below=1)
+        _positive("learning_rate", self.learning_rate)
+        if self.count_noise is not None:
+            _positive("count_noise", self.count_noise)
+
+
+Clipping = Flat | PerLayer | PerGroup | Automatic | AdaptiveQuantile
 
 
 def kind_of(clipping: Any) -> Clipping:
@@ -186,6 +222,12 @@ def automatic_factors(norms: Tensor, max_grad_norm: float | Tensor, weights: Ten
     return weights * (max_grad_norm / divisor) * (1 - 4 * torch.finfo(norms.dtype).eps)
 
 
+def _positive(name: str, value: Any, below: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < below:
+        limit = "" if below == math.inf else f" below {below:g}"
+        raise DpcheckError(f"{name}={value!r} is not a positive number{limit}", where="clipping")
+
+
 def _longest(name: str, groups: Mapping[str, float]) -> str:
     found = [group for group in groups if group in ("", name) or name.startswith(group + ".")]
     if not found:
@@ -202,4 +244,5 @@ _BY_NAME: dict[str, Clipping] = {
     "per-layer": PerLayer(),
     "automatic": Automatic(),
     "normalised": Automatic(gamma=0.0),
+    "adaptive": AdaptiveQuantile(),
 }

@@ -9,17 +9,20 @@ import json
 import math
 import os
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dpcheck.engine.accounting import Bounds, Phase, epsilon_of
+from dpcheck.engine.accounting import Bounds, Phase, epsilon_of, joint_noise
 
 from dpcheck.errors import DpcheckError
 
-VERSION = 1
+VERSION = 2
+# Of each version, the fields that its steps may have beside those of version 1.
+_LATER: dict[int, frozenset[str]] = {1: frozenset(), 2: frozenset({"count_noise"})}
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class StepRecord:
 
     Attributes:
         run: the training to which it belongs; several may share a ledger, and all of them count.
-        noise_multiplier, max_grad_norm: sigma and C.
+        noise_multiplier, max_grad_norm: sigma and C of the sum of gradients.
         expected_batch_size, dataset_size: their quotient is the sample rate.
         private: False if the noise came from a seed.
         sampler, adjacency: for the accountant.
+        count_noise: standard deviation of the noise on a count, if the step also released one that a record changes by
+            1/2 (:class:`dpcheck.engine.kinds.AdaptiveQuantile`).
     """
 
     run: str
@@ -42,6 +47,13 @@ class StepRecord:
     private: bool
     sampler: str = "poisson"
     adjacency: str = "add-remove"
+    count_noise: float | None = None
+
+    @property
+    def joint_noise(self) -> float:
+        """The noise multiplier of all that the step released."""
+        count = () if self.count_noise is None else (2 * self.count_noise,)
+        return joint_noise(self.noise_multiplier, *count) if count else self.noise_multiplier
 
     @property
     def sample_rate(self) -> float:
@@ -66,6 +78,9 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else Path(path)
         self._entries: Entries = []
+        # Running totals: where C changes at every step there are as many entries as steps.
+        self._steps: Counter[str] = Counter()
+        self._phases: Counter[tuple[float, float]] = Counter()
         if self.path is None:
             return
         if self.path.is_dir() or not self.path.parent.is_dir():
@@ -73,7 +88,8 @@ class Ledger:
                 f"no ledger can be written to {self.path}", where="ledger", next="pass a path in a folder"
             )
         if self.path.exists():
-            self._entries = _read(self.path)
+            for record, count in _read(self.path):
+                self._add(record, count)
 
     def append(self, record: StepRecord, count: int = 1) -> None:
         """Adds ``count`` steps; they are on disk when this returns, if there is a path.
@@ -86,14 +102,19 @@ class Ledger:
             raise DpcheckError(f"a step of the ledger has count={count!r}", where="Ledger.append")
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write((json.dumps(asdict(record)) + "\n") * count)
+                file.write((json.dumps(_values(record)) + "\n") * count)
                 file.flush()
                 os.fsync(file.fileno())
+        self._add(record, count)
+
+    def _add(self, record: StepRecord, count: int) -> None:
         _push(self._entries, record, count)
+        self._steps[record.run] += count
+        self._phases[record.joint_noise, record.sample_rate] += count
 
     def steps(self, run: str | None = None) -> int:
         """How many steps ``run`` took; all runs together if None."""
-        return sum(count for record, count in self._entries if run in (None, record.run))
+        return self._steps.total() if run is None else self._steps[run]
 
     @property
     def entries(self) -> tuple[tuple[StepRecord, int], ...]:
@@ -102,7 +123,7 @@ class Ledger:
 
     def phases(self) -> tuple[Phase, ...]:
         """For the accountant: steps of equal noise and rate together, in order of first appearance."""
-        return phases_of(self.entries)
+        return _phases(self._phases)
 
     def epsilon(self, delta: float) -> Bounds:
         """What all steps together have spent. ``.upper`` is the guarantee."""
@@ -110,7 +131,8 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, for ``torch.save`` or JSON."""
-        return {"version": VERSION, "entries": [{**asdict(record), "count": count} for record, count in self._entries]}
+        entries = [{**_values(record), "count": count} for record, count in self._entries]
+        return {"version": VERSION, "entries": entries}
 
     def absorb(self, state: Mapping[str, Any]) -> None:
         """Adds the steps of ``state`` that are not here yet. No step that is here is ever taken away.
@@ -127,10 +149,13 @@ class Ledger:
 
 def phases_of(entries: tuple[tuple[StepRecord, int], ...]) -> tuple[Phase, ...]:
     """The composition that ``entries`` describe; its order does not matter to the accountant."""
-    steps: dict[tuple[float, float], int] = {}
+    steps: Counter[tuple[float, float]] = Counter()
     for record, count in entries:
-        key = record.noise_multiplier, record.sample_rate
-        steps[key] = steps.get(key, 0) + count
+        steps[record.joint_noise, record.sample_rate] += count
+    return _phases(steps)
+
+
+def _phases(steps: Mapping[tuple[float, float], int]) -> tuple[Phase, ...]:
     return tuple(Phase(noise, rate, count) for (noise, rate), count in steps.items())
 
 
@@ -143,6 +168,11 @@ def spent(phases: tuple[Phase, ...], delta: float) -> Bounds:
 def new_run() -> str:
     """A name for a training, different each time."""
     return secrets.token_hex(8)
+
+
+def _values(record: StepRecord) -> dict[str, Any]:
+    """What is written of a step: as version 1 has it, where there is no count."""
+    return {name: value for name, value in asdict(record).items() if name != "count_noise" or value is not None}
 
 
 def _push(entries: Entries, record: StepRecord, count: int) -> None:
@@ -195,7 +225,7 @@ def _read(path: Path) -> Entries:
             values = json.loads(line)
         except ValueError:
             values = None
-        _push(entries, _record(values, f"{path}:{number}"), 1)
+        _push(entries, _record(values, f"{path}:{number}", VERSION), 1)
     if len(complete) < len(content):
         os.truncate(path, len(complete))
     return entries
@@ -203,8 +233,10 @@ def _read(path: Path) -> Entries:
 
 def _parse_state(state: Mapping[str, Any]) -> Entries:
     version = state.get("version")
-    if version != VERSION:
-        raise DpcheckError(f"the ledger has version {version!r}; this dpcheck reads version {VERSION}", where="ledger")
+    if not isinstance(version, int) or version not in _LATER:
+        raise DpcheckError(
+            f"the ledger has version {version!r}; this dpcheck reads versions up to {VERSION}", where="ledger"
+        )
     entries: Entries = []
     for i, entry in enumerate(state["entries"]):
         values = dict(entry)
@@ -212,13 +244,14 @@ def _parse_state(state: Mapping[str, Any]) -> Entries:
         where = f"ledger entry {i}"
         if not isinstance(count, int) or count < 1:
             raise DpcheckError(f"the ledger entry counts {count!r} steps", where=where)
-        _push(entries, _record(values, where), count)
+        _push(entries, _record(values, where, version), count)
     return entries
 
 
-def _record(values: Any, where: str) -> StepRecord:
-    names = {field.name for field in fields(StepRecord)}
-    if not isinstance(values, dict) or set(values) != names:
+def _record(values: Any, where: str, version: int) -> StepRecord:
+    every = {field.name for field in fields(StepRecord)}
+    needed = every - _LATER[VERSION]
+    if not isinstance(values, dict) or not needed <= set(values) <= needed | _LATER[version]:
         raise DpcheckError(
             "this is no step of a ledger",
             where=where,
@@ -246,6 +279,7 @@ def _check_values(record: StepRecord, where: str) -> None:
         "dataset_size": _is_whole(record.dataset_size),
         "expected_batch_size": _is_whole(record.expected_batch_size),
         "private": isinstance(record.private, bool),
+        "count_noise": record.count_noise is None or (_is_number(record.count_noise) and record.count_noise > 0),
     }
     possible["expected_batch_size"] &= possible["dataset_size"] and record.expected_batch_size <= record.dataset_size
     for name, good in possible.items():

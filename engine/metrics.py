@@ -28,6 +28,7 @@ class Metrics:
         drawn: how many were drawn. **Not private.**
         norms: L2 norms of their gradients before clipping, [drawn]. **Not private.**
         group_norms: the same by group of parameters, where groups are clipped apart. **Not private.**
+        max_grad_norm: C in this step.
         delta: of the guarantee.
     """
 
@@ -37,6 +38,7 @@ class Metrics:
     drawn: int
     norms: Tensor = field(repr=False)
     group_norms: dict[str, Tensor] = field(repr=False)
+    max_grad_norm: float
     delta: float
     phases: tuple[Phase, ...] = field(repr=False)
 

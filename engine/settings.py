@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpcheck.engine import accounting
-from dpcheck.engine.kinds import Clipping, kind_of
+from dpcheck.engine.adaptive import gradient_noise, settled_count_noise
+from dpcheck.engine.kinds import AdaptiveQuantile, Clipping, kind_of
 from dpcheck.engine.sampling import physical_size
 
 from dpcheck.errors import DpcheckError
@@ -23,8 +24,8 @@ class Settings:
     Attributes:
         dataset_size: N, records or users.
         expected_batch_size: B. The sample rate is B / N, and gradients are divided by B, whatever was drawn.
-        max_grad_norm: C, the L2 sensitivity of the sum of clipped gradients.
-        noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
+        max_grad_norm: C, the L2 sensitivity of the sum of clipped gradients; the first one where it is adapted.
+        noise_multiplier: sigma, of all that a step releases together.
         delta: of the guarantee.
         steps: at which the run ends.
         physical_batch_size: samples in one call of the clipper; 1 in secure mode.
@@ -33,6 +34,7 @@ class Settings:
         secure: cryptographic randomness and integer arithmetic.
         unit: what is protected; the data set has N of them.
         clipping: the kind.
+        count_noise: standard deviation on the count of unclipped gradients by which C is adapted, if it is.
     """
 
     dataset_size: int
@@ -47,6 +49,12 @@ class Settings:
     secure: bool
     unit: Unit
     clipping: Clipping
+    count_noise: float | None
+
+    @property
+    def gradient_noise(self) -> float:
+        """The noise on the sum of gradients has standard deviation ``gradient_noise * C``: sigma, but for adapted C."""
+        return gradient_noise(self.noise_multiplier, self.count_noise)
 
     @property
     def sample_rate(self) -> float:
@@ -112,6 +120,7 @@ def settle(
         noise = accounting.noise_multiplier(target_epsilon, batch / dataset_size, steps, delta)
     else:
         noise = 0.0 if noise_multiplier == 0 else _number("noise_multiplier", noise_multiplier)
+    kind = kind_of(clipping)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise DpcheckError(f"seed={seed!r} is not a whole number", where="seed")
     if not isinstance(secure, bool):
@@ -130,7 +139,8 @@ def settle(
         seed=seed,
         secure=secure,
         unit=unit,
-        clipping=kind_of(clipping),
+        clipping=kind,
+        count_noise=settled_count_noise(kind, noise, batch) if isinstance(kind, AdaptiveQuantile) else None,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 from dpcheck.engine.accounting import Bounds
-from dpcheck.engine.kinds import Automatic, Grouping, PerLayer
+from dpcheck.engine.kinds import AdaptiveQuantile, Automatic, Grouping, PerLayer
 from dpcheck.engine.ledger import Ledger
 from dpcheck.engine.settings import Settings
 from torch.utils import _pytree as pytree
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from dpcheck.unit import Unit
 
 
-def statement(settings: Settings, grouping: Grouping, ledger: Ledger, run: str, bounds: Bounds, method: str) -> str:
+def statement(settings: Settings, kind: str, ledger: Ledger, run: str, bounds: Bounds, method: str) -> str:
     """What may be claimed now, and what may not. After the advice of Ponomareva et al. 2023."""
     private = settings.seed is None and all(record.private for record, _ in ledger.entries)
     if not private:
@@ -30,14 +31,11 @@ def statement(settings: Settings, grouping: Grouping, ledger: Ledger, run: str, 
         f"Epsilon: at most {at_most(bounds.upper, 6)} and at least {at_least(bounds.lower, 6)}, "
         f"at delta = {settings.delta:g} (accountant: {bounds.method}).",
         f"Unit and adjacency: {_unit(settings.unit)}",
-        f"Mechanism: DP-SGD. Each {noun}'s gradient, over all trainable parameters, is "
-        f"{_clipped(settings, grouping)}; the sum gets Gaussian noise of standard deviation "
-        f"{settings.noise_multiplier:g} x {settings.max_grad_norm:g}, once for each step, and is divided by "
-        f"{settings.expected_batch_size}.",
+        f"Mechanism: DP-SGD. {kind}, once for each step, and is divided by {settings.expected_batch_size}.",
         f"Sampling: Poisson, each of {settings.dataset_size} {noun}s with probability "
         f"{settings.expected_batch_size}/{settings.dataset_size} = {settings.sample_rate:.6g} in each step.",
         f"Steps: {ledger.steps(run)} of {settings.steps} in this run, {ledger.steps()} in the whole ledger; all count.",
-        *_other_settings(settings, ledger),
+        *_other_settings(settings, ledger, run),
         f"Per-sample gradients: {method}.",
         f"Randomness: {randomness(settings)}.",
         f"Treated as public: the number of {noun}s, {_constants(settings.unit)}all settings above, the model and the "
@@ -50,8 +48,30 @@ def statement(settings: Settings, grouping: Grouping, ledger: Ledger, run: str, 
     return "\n".join(lines)
 
 
-def _clipped(settings: Settings, grouping: Grouping) -> str:
+def describe(settings: Settings, grouping: Grouping, next_norm: float) -> str:
+    """How a gradient is bounded, and what noise the sum gets."""
+    s, kind = settings, settings.clipping
+    noise, count = f"Gaussian noise of standard deviation {s.gradient_noise:g} x", ""
+    bound = f"{s.max_grad_norm:g}"
+    if isinstance(kind, AdaptiveQuantile):
+        bound = "that norm"
+        count = (
+            f" (and with it, as one query, a count of the gradients within that norm, less half of those drawn, with "
+            f"noise of standard deviation {s.count_noise:g}; together they have noise multiplier "
+            f"{s.noise_multiplier:g})"
+        )
+    return (
+        f"Each {s.unit.noun}'s gradient, over all trainable parameters, is {_clipped(s, grouping, next_norm)}; the sum "
+        f"gets {noise} {bound}{count}"
+    )
+
+
+def _clipped(settings: Settings, grouping: Grouping, next_norm: float) -> str:
     c, kind = settings.max_grad_norm, settings.clipping
+    if isinstance(kind, AdaptiveQuantile):
+        return (
+            f"clipped to an L2 norm that follows their {kind.quantile:g} quantile, first {c:g} and next {next_norm:g}"
+        )
     if isinstance(kind, Automatic):
         return f"multiplied by {c:g} / (its L2 norm + {kind.gamma:g}), so that its L2 norm is at most {c:g}"
     if len(grouping.names) == 1:
@@ -92,13 +112,20 @@ def _rounded(value: float, digits: int, rounding: str) -> str:
     return f"{float(Context(prec=digits, rounding=rounding).plus(Decimal(value))):g}"
 
 
-def _other_settings(settings: Settings, ledger: Ledger) -> list[str]:
-    ours = settings.noise_multiplier, settings.max_grad_norm, settings.expected_batch_size
+def _other_settings(settings: Settings, ledger: Ledger, run: str) -> list[str]:
+    counts: Counter[tuple[float, float | None, float | None, int, str]] = Counter()
+    for r, count in ledger.entries:
+        # An adapted norm is another one at every step.
+        norm = r.max_grad_norm if r.count_noise is None else None
+        counts[r.noise_multiplier, norm, r.count_noise, r.expected_batch_size, r.run] += count
+    s = settings
+    norm = s.max_grad_norm if s.count_noise is None else None
+    ours = s.gradient_noise, norm, s.count_noise, s.expected_batch_size
     others = [
-        f"{count} with noise {r.noise_multiplier:g} x {r.max_grad_norm:g} and rate "
-        f"{r.expected_batch_size}/{r.dataset_size} (run {r.run})"
-        for r, count in ledger.entries
-        if (r.noise_multiplier, r.max_grad_norm, r.expected_batch_size) != ours
+        f"{count} with noise {noise:g} x {'an adapted norm' if norm is None else f'{norm:g}'} and rate "
+        f"{batch}/{s.dataset_size} (run {name})"
+        for (noise, norm, counted, batch, name), count in counts.items()
+        if (noise, norm, counted, batch) != ours or (norm is None and name != run)
     ]
     return [f"Steps with other settings: {'; '.join(others)}."] if others else []
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from dpcheck.engine.adaptive import Count
 from dpcheck.engine.clipping import Clipped
 from dpcheck.engine.kinds import Grouping
 from dpcheck.engine.noise import Gradients, Mechanism
@@ -54,6 +55,10 @@ class Seen:
     def clipped_fraction(self) -> float | None:
         """Share of gradients that lost length; None of no samples."""
         return self.shortened / len(self.norms) if len(self.norms) else None
+
+    def within(self, bound: float) -> Count:
+        """How many gradients are no longer than ``bound``."""
+        return Count(int((self.norms <= bound).sum()), len(self.norms))
 
 
 class Summer:

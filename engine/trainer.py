@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -10,15 +11,16 @@ from typing import Any
 
 import torch
 from dpcheck.engine.accounting import Bounds
+from dpcheck.engine.adaptive import next_norm
 from dpcheck.engine.admission import checked_method, refuse_ledger, refuse_ranks
 from dpcheck.engine.clipping import Clipper
-from dpcheck.engine.kinds import Clipping, grouping_of
+from dpcheck.engine.kinds import AdaptiveQuantile, Clipping, grouping_of
 from dpcheck.engine.ledger import Ledger, StepRecord, new_run
 from dpcheck.engine.metrics import Bar, Metrics
 from dpcheck.engine.noise import Gaussian, GridGaussian, Mechanism
 from dpcheck.engine.sampling import Loader, LogicalBatch, poisson
 from dpcheck.engine.settings import Settings, settle
-from dpcheck.engine.statement import statement
+from dpcheck.engine.statement import describe, statement
 from dpcheck.engine.streams import KeyedStreams, Streams, SystemStreams
 from dpcheck.engine.summing import ClipperLike, Seen, Summer, on_device
 from dpcheck.engine.watch import Watch
@@ -66,7 +68,7 @@ class PrivacyEngine:
             Steps already in it count, whichever run they belong to.
         unit: where a record lies in the batches of ``collate_fn``, if it is not one index of axis 0
             (:class:`dpcheck.Unit`); a data set of users knows its own.
-        clipping: "flat", "per-layer", "automatic", "normalised", or a kind with its settings
+        clipping: "flat", "per-layer", "automatic", "normalised", "adaptive", or a kind with its settings
             (:mod:`dpcheck.engine.kinds`). One record moves the sum by at most C whatever the kind.
 
     Raises:
@@ -113,6 +115,7 @@ class PrivacyEngine:
             unit=unit_of(dataset, unit),
             clipping=clipping,
         )
+        self._max_grad_norm = self.settings.max_grad_norm
         self.model, self.loss_fn, self.optimizer, unit = model, loss_fn, optimizer, self.settings.unit
         self._watch = Watch(model, optimizer)
         self._loader = Loader(dataset, collate_fn, self.settings.physical_batch_size, unit)
@@ -120,14 +123,11 @@ class PrivacyEngine:
         self.run = new_run()
         refuse_ledger(self.ledger, self.settings, self._record(self.run))
         few = torch.arange(min(8, self.settings.dataset_size))
-        losses, norm, kind = unit.loss(loss_fn), self.settings.max_grad_norm, self.settings.clipping
-        parameters = self._watch.parameters
+        losses, kind, parameters = unit.loss(loss_fn), self.settings.clipping, self._watch.parameters
         self._grouping = grouping_of(kind, parameters)
         method = checked_method(model, losses, on_device(self._loader.collate(few), parameters)) if check else "auto"
-        self._clipper = _clipper(model, losses, max_grad_norm=norm, method=method, clipping=kind)
+        self._clipper = _clipper(model, losses, max_grad_norm=self._max_grad_norm, method=method, clipping=kind)
         self._summer = Summer(self._clipper, self._loader, parameters, self._grouping)
-        mechanism = GridGaussian if secure else Gaussian
-        self._mechanism: Mechanism = mechanism(self.settings.noise_multiplier, norm)
         self._streams = self._new_streams()
         self._pending: LogicalBatch | None = None
         for note in self.settings.notes():
@@ -174,13 +174,23 @@ class PrivacyEngine:
             )
         self._watch.refuse_changes()
         self._watch.refuse_foreign_gradients()
-        noise = self._streams.stream("noise", batch.step)
+        noise, count_noise = (self._streams.stream(purpose, batch.step) for purpose in ("noise", "count"))
+        s, norm = self.settings, self._max_grad_norm
+        mechanism: Mechanism = (GridGaussian if s.secure else Gaussian)(s.gradient_noise, norm)
         self._pending = None
         self.ledger.append(self._record(self.run))
-        total, seen = self._summer.sum(batch.indices, self._mechanism, self.settings.max_grad_norm)
-        self._watch.publish(self._mechanism.release(total, self.settings.expected_batch_size, noise))
+        total, seen = self._summer.sum(batch.indices, mechanism, norm)
+        self._watch.publish(mechanism.release(total, s.expected_batch_size, noise))
+        if isinstance(s.clipping, AdaptiveQuantile) and s.count_noise is not None:
+            share = seen.within(norm).released(s.expected_batch_size, s.count_noise, count_noise)
+            self._max_grad_norm = next_norm(s.clipping, norm, s.max_grad_norm, share)
         self.optimizer.step()
-        return self._metrics(batch, seen)
+        return self._metrics(batch, seen, norm)
+
+    @property
+    def max_grad_norm(self) -> float:
+        """C of the next step: as given, or what :class:`dpcheck.engine.AdaptiveQuantile` made of released values."""
+        return self._max_grad_norm
 
     def fit(self, progress: bool = True) -> Bounds:
         """Takes all steps that are left, and returns the epsilon spent.
@@ -208,7 +218,7 @@ class PrivacyEngine:
         stream = self._streams.stream("sampling", step)
         return LogicalBatch(step, poisson(s.dataset_size, s.expected_batch_size, stream))
 
-    def _metrics(self, batch: LogicalBatch, seen: Seen) -> Metrics:
+    def _metrics(self, batch: LogicalBatch, seen: Seen, max_grad_norm: float) -> Metrics:
         return Metrics(
             step=batch.step,
             loss=seen.loss,
@@ -216,6 +226,7 @@ class PrivacyEngine:
             drawn=len(batch),
             norms=seen.norms,
             group_norms=seen.group_norms,
+            max_grad_norm=max_grad_norm,
             delta=self.settings.delta,
             phases=self.ledger.phases(),
         )
@@ -230,7 +241,8 @@ class PrivacyEngine:
         """A plain statement of the guarantee so far, of what is not private and of what is not accounted for."""
         reason = f" ({self._clipper.reason})" if self._clipper.reason else ""
         method = f"{self._clipper.method}{reason}"
-        return statement(self.settings, self._grouping, self.ledger, self.run, self.epsilon(), method)
+        kind = describe(self.settings, self._grouping, self._max_grad_norm)
+        return statement(self.settings, kind, self.ledger, self.run, self.epsilon(), method)
 
     def state_dict(self) -> dict[str, Any]:
         """The run and its ledger, in plain values. Model and optimizer have their own ``state_dict``.
@@ -238,7 +250,8 @@ class PrivacyEngine:
         No key and no state of a generator is in it, so that a published checkpoint does not give the noise away.
         """
         settings = {**asdict(self.settings), "clipping": repr(self.settings.clipping)}
-        return {"run": self.run, "settings": settings, "ledger": self.ledger.state_dict()}
+        run = {"run": self.run, "max_grad_norm": self._max_grad_norm}
+        return {**run, "settings": settings, "ledger": self.ledger.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the run of ``state``. Steps already in this engine's ledger stay counted.
@@ -251,11 +264,16 @@ class PrivacyEngine:
         """
         if not isinstance(state, Mapping) or {"run", "ledger"} - state.keys():
             raise DpcheckError("this is no state of a PrivacyEngine", where="state", next="pass engine.state_dict()")
+        norm = state.get("max_grad_norm", self.settings.max_grad_norm)
+        if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf:
+            raise DpcheckError(f"the state has max_grad_norm={norm!r}", where="state", next="pass engine.state_dict()")
         trial = Ledger()
         trial.absorb(self.ledger.state_dict())
         trial.absorb(state["ledger"])
         refuse_ledger(trial, self.settings, self._record(state["run"]))
         self.ledger.absorb(state["ledger"])
+        if isinstance(self.settings.clipping, AdaptiveQuantile):
+            self._max_grad_norm = norm
         self.run, self._pending, self._streams = state["run"], None, self._new_streams()
 
     def _new_streams(self) -> Streams:
@@ -267,9 +285,10 @@ class PrivacyEngine:
         s = self.settings
         return StepRecord(
             run=run,
-            noise_multiplier=s.noise_multiplier,
-            max_grad_norm=s.max_grad_norm,
+            noise_multiplier=s.gradient_noise,
+            max_grad_norm=self._max_grad_norm,
             expected_batch_size=s.expected_batch_size,
             dataset_size=s.dataset_size,
             private=s.seed is None,
+            count_noise=s.count_noise,
         )

@@ -19,11 +19,12 @@ from dpcheck.engine.accounting.bounds import (
 )
 from dpcheck.engine.accounting.calibrate import noise_multiplier, sample_rate_within, steps_within
 from dpcheck.engine.accounting.curves import false_negatives
+from dpcheck.engine.accounting.joint import joint_noise, other_noise
 from dpcheck.engine.accounting.rdp import rdp_upper
 
 __all__ = [
-    "Bounds", "Phase", "delta_of", "epsilon", "epsilon_of", "noise_multiplier", "rdp_epsilon", "sample_rate_within",
-    "steps_within", "trade_off",
+    "Bounds", "Phase", "delta_of", "epsilon", "epsilon_of", "joint_noise", "noise_multiplier", "other_noise",
+    "rdp_epsilon", "sample_rate_within", "steps_within", "trade_off",
 ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from dpcheck.errors import DpcheckError
 
 A = StepRecord("a" * 16, 1.1, 1.0, 10, 1000, True)
 NOISIER = replace(A, noise_multiplier=2.0)
+COUNTED = replace(A, count_noise=2.0)
 B = replace(A, run="b" * 16)
 
 
@@ -124,7 +126,8 @@ def test_histories_that_part_are_refused_and_nothing_changes():
     ("state", "says"),
     [
         ({}, "version None"),
-        ({"version": 2, "entries": []}, "version 2"),
+        ({"version": 3, "entries": []}, "version 3"),
+        ({"version": "2", "entries": []}, "version '2'"),
         ({"version": 1, "entries": [{"count": 0}]}, "counts 0 steps"),
         ({"version": 1, "entries": [{"count": 1}]}, "no step of a ledger"),
     ],
@@ -161,6 +164,44 @@ def test_a_count_that_is_no_number_of_steps_is_refused(tmp_path, count):
     with pytest.raises(DpcheckError, match="count="):
         ledger.append(A, count)
     assert ledger.entries == Ledger(ledger.path).entries == ((A, 1),)
+
+
+def test_ledgers_of_version_1_are_read_and_have_no_counts(tmp_path):
+    first = {
+        "run": A.run, "noise_multiplier": 1.1, "max_grad_norm": 1.0, "expected_batch_size": 10, "dataset_size": 1000,
+        "private": True, "sampler": "poisson", "adjacency": "add-remove",
+    }  # fmt: skip
+    ledger = Ledger()
+    ledger.absorb({"version": 1, "entries": [{**first, "count": 3}]})
+    assert ledger.entries == ((A, 3),)
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(json.dumps(first) + "\n")
+    assert Ledger(path).entries == ((A, 1),)
+    Ledger(path).append(A)
+    assert path.read_text() == (json.dumps(first) + "\n") * 2
+    with pytest.raises(DpcheckError, match="no step of a ledger"):
+        Ledger().absorb({"version": 1, "entries": [{**first, "count_noise": 2.0, "count": 3}]})
+    with pytest.raises(DpcheckError, match="no step of a ledger"):
+        Ledger().absorb({"version": 2, "entries": [{**first, "votes": 2.0, "count": 3}]})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "1", True])
+def test_a_count_without_noise_enters_no_ledger(value):
+    ledger = Ledger()
+    with pytest.raises(DpcheckError, match="count_noise"):
+        ledger.append(replace(A, count_noise=value))
+    assert not ledger.entries
+
+
+def test_steps_with_and_without_a_count_are_composed():
+    ledger = Ledger()
+    for record, count in ((A, 3), (COUNTED, 4), (A, 2)):
+        ledger.append(record, count)
+    assert ledger.steps() == ledger.steps(A.run) == 9
+    assert [(p.noise_multiplier, p.steps) for p in ledger.phases()] == [
+        (1.1, 5),
+        (pytest.approx((1.1**-2 + 4.0**-2) ** -0.5), 4),
+    ]
 
 
 def test_runs_have_different_names():

@@ -58,7 +58,7 @@ def test_the_state_holds_plain_values_only():
     released(engine, 2)
     state = engine.state_dict()
     assert json.loads(json.dumps(state)) == state
-    assert set(state) == {"run", "settings", "ledger"}
+    assert set(state) == {"run", "max_grad_norm", "settings", "ledger"}
     assert set(state["ledger"]["entries"][0]) == {
         "run", "noise_multiplier", "max_grad_norm", "expected_batch_size", "dataset_size", "private", "sampler",
         "adjacency", "count",
