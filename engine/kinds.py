@@ -67,7 +67,7 @@ class Automatic:
 
     Small gradients grow, so a norm that rounding has spoilt would scale a gradient beyond C. Therefore each sample's
     gradient is kept as it is scaled (of a table only the rows that the sample looks up), and no norm comes from Grams:
-    that takes the memory of per-sample gradients.
+    that takes the memory of per-sample gradients, but for layers that see one vector a sample.
 
     Attributes:
         gamma: the stability constant, in the unit of norms. With 0 (AUTO-V, normalised) every gradient gets norm C,

@@ -194,13 +194,16 @@ class _Planner:
         if indirect or self.each:
             kept[index] = self.graph.call_function(site.per_sample, values)
             self.whole.add(index)
-        elif site.keeps() or self.grouping.amplifies:
+        elif site.keeps() or (self.grouping.amplifies and site.cancels()):
             # A norm from Grams may have no digits left, and what is kept is what is scaled by it.
             kept[index] = self.graph.call_function(site.kept, values)
         if direct and index in kept:
             of_kept = square_norms_of if index in self.whole else site.kept_square_norms
             norms[index] = self.graph.call_function(of_kept, (kept[index],))
         elif direct:
+            if self.grouping.amplifies:
+                # Squares of small float32 vanish, and the other factor of the product may be large.
+                values = tuple(self.graph.call_function(torch.Tensor.double, (value,)) for value in values)
             norms[index] = self.graph.call_function(site.square_norms, values)
 
     def _through_suffix(self, c: Contribution, kept: dict[int, fx.Node]) -> fx.Node:

@@ -130,6 +130,10 @@ class Site(ABC):
         """As :meth:`weighted`, of what :meth:`kept` gave."""
         return weighted_of(factors, kept)
 
+    def cancels(self) -> bool:
+        """Whether the norm of one sample's contribution can be much smaller than the terms that it is made of."""
+        return True
+
     def keeps(self) -> bool:
         """Whether the contributions are cheaper to keep than to contract a second time."""
         return chosen(True)

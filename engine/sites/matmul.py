@@ -45,6 +45,10 @@ class MatmulSite(Site):
             right = right * self.right.spread(factors.to(right.dtype), right.dim())
         return matmul(left, right)
 
+    def cancels(self) -> bool:
+        # The norm of one outer product is the product of two norms.
+        return self.left.each > 1
+
     def keeps(self) -> bool:
         return products_are_cheaper(self.batch, *self.sizes, self.left.each)
 

@@ -155,6 +155,17 @@ def test_tiny_and_large_gradients_stay_in_the_ball(kind, method, scale):
     assert scale != 0 or norm == 0
 
 
+@pytest.mark.parametrize("small", [1e-25, 1e-20, 1.0, 1e20])
+def test_layers_that_see_one_vector_a_sample_are_not_instantiated_and_their_norms_do_not_vanish(small):
+    """Squares of 1e-25 are zero in float32: the norm must not be."""
+    model, x = nn.Linear(3, 2, bias=False), torch.randn(4, 3) * small
+    clipper = Clipper(model, lambda m, b: m(b[0]).sum(1) / small, max_grad_norm=C, clipping="normalised")
+    assert not clipper.plan((x,)).kept
+    directions = x.double() / x.double().norm(dim=1, keepdim=True)
+    expected = (directions.sum(0) * C / math.sqrt(2)).expand(2, 3)
+    torch.testing.assert_close(clipper((x,)).grads["weight"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 1e6])
 def test_one_record_moves_the_sum_by_at_most_c(kind, scale):
