@@ -33,8 +33,9 @@ def relative_error(value: Tensor, reference: Tensor, floor: float) -> float:
         return 0.0
     size = differs = 0.0
     # In pieces: copies in float64 of the gradients of a large table do not fit in memory beside them.
-    for a, b in zip(value.reshape(-1).split(_PIECE), reference.reshape(-1).split(_PIECE), strict=True):
-        a, b = plain(a), plain(b)
+    pieces = (as_real(t).reshape(-1).split(_PIECE) for t in (value, reference))
+    for a, b in zip(*pieces, strict=True):
+        a, b = a.double(), b.double()
         size = max(size, float(b.abs().max()))
         difference = float((a - b).abs().max())
         differs = max(differs, difference if difference == difference else float("inf"))
