@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, default_collate
 
 from dpcheck.errors import DpcheckError
@@ -123,7 +124,28 @@ def collated(dataset: Any, indices: Tensor, collate_fn: CollateFn | None) -> Any
     """The records ``indices`` as one batch."""
     if collate_fn is None and type(dataset) is TensorDataset:
         return [t[indices.to(t.device)] for t in dataset.tensors]
-    return (collate_fn or default_collate)([dataset[i] for i in indices.tolist()])
+    records = [dataset[i] for i in indices.tolist()]
+    try:
+        return (collate_fn or default_collate)(records)
+    except RuntimeError as error:
+        odd = _other_shape(records, indices.tolist()) if collate_fn is None else None
+        if odd is None:
+            raise
+        raise DpcheckError(
+            f"{odd}: records of different shapes cannot be put into one batch as they are",
+            where="dataset",
+            next="pad them with collate_fn=dpcheck.bucketed(collate, length=..., sizes=..., pad=...), or cut them",
+        ) from error
+
+
+def _other_shape(records: list[Any], indices: list[int]) -> str | None:
+    """The first record that has other shapes than the first."""
+    shapes = [[tuple(t.shape) for t in pytree.tree_leaves(r) if isinstance(t, Tensor | np.ndarray)] for r in records]
+    for i, own in enumerate(shapes):
+        for before, now in zip(shapes[0], own, strict=False):
+            if before != now:
+                return f"record {indices[0]} has a tensor of shape {list(before)}, record {indices[i]} of {list(now)}"
+    return None
 
 
 def map_style(dataset: Any) -> Any:

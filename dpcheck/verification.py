@@ -18,7 +18,8 @@ from dpcheck import inputs
 from dpcheck.capture import Capture, LossFn, capture, first_line, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.engine import fallback
-from dpcheck.engine.clipping import Clipped, Clipper, Method
+from dpcheck.engine.clipped import Clipped
+from dpcheck.engine.clipping import Clipper, Method
 from dpcheck.engine.plan import make_plan, run_plan
 from dpcheck.engine.sites.base import every_site
 from dpcheck.errors import DpcheckError

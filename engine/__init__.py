@@ -1,6 +1,7 @@
 """The DP engine: per-sample clipping, noise, sampling, accounting, training."""
 
-from dpcheck.engine.clipping import Clipped, Clipper, clipped_grads, per_sample_grads
+from dpcheck.engine.clipped import Clipped
+from dpcheck.engine.clipping import Clipper, clipped_grads, per_sample_grads
 from dpcheck.engine.declared import Sampler, register_site
 from dpcheck.engine.kinds import AdaptiveQuantile, Automatic, Flat, PerGroup, PerLayer
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+import sys
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from dpcheck.engine import fallback
 from dpcheck.engine.buffers import store
+from dpcheck.engine.clipped import Clipped, joined
 from dpcheck.engine.contributions import NotCovered
-from dpcheck.engine.gradients import complete, norms_of, whole
+from dpcheck.engine.gradients import complete, whole
 from dpcheck.engine.kinds import Clipping, Grouping, grouping_of, kind_of
 from dpcheck.engine.plan import Plan, PlanResult, make_plan, run_plan
-from dpcheck.engine.precision import without_autocast, without_cache
+from dpcheck.engine.plans import Planned, Plans
 from dpcheck.engine.provable import key_of, provable
-from dpcheck.engine.refusals import check_finite, lacks_memory, no_memory
-from dpcheck.engine.sites.base import weighted_of, wide
+from dpcheck.engine.refusals import NotFinite, check_finite, lacks_memory, no_memory
 from torch import Tensor, nn
 
 from dpcheck import inputs
@@ -30,30 +30,6 @@ from dpcheck.unit import Unit, adapted
 log = logging.getLogger("dpcheck")
 
 Method = Literal["auto", "graph", "vmap", "single"]
-_CACHE = 16
-
-
-@dataclass(frozen=True)
-class Clipped:
-    """The result of one call.
-
-    Attributes:
-        grads: by parameter name, ``sum_i weights[i] * factor_i * g_i``, in the parameter's shape and dtype; the
-            factor is ``min(1, C / norm_i)`` of the parameter's group (one group if flat), or that of another kind.
-        norms: L2 norm of every sample's whole gradient before clipping, [B], float32 or wider. Not private.
-        losses: [B]. Not private.
-        group_norms: the same of each group of parameters, by its name, where groups are clipped apart. Not private.
-    """
-
-    grads: dict[str, Tensor]
-    norms: Tensor
-    losses: Tensor
-    group_norms: dict[str, Tensor] = field(default_factory=dict)
-
-    def samples(self, count: int) -> Clipped:
-        """Norms and losses of the first ``count`` samples, without the sum."""
-        groups = {name: norms[:count] for name, norms in self.group_norms.items()}
-        return Clipped({}, self.norms[:count], self.losses[:count], groups)
 
 
 class Clipper:
@@ -66,9 +42,11 @@ class Clipper:
         clipping: the kind, or its name; see :mod:`dpcheck.engine.kinds`.
         method: ``auto`` takes the graph where samples are proven independent and every gradient has a sampler, else
             ``vmap(grad)`` of the model, else one sample at a time. The fallbacks evaluate every sample alone.
+        memory_budget: bytes that one forward and backward may take, by an estimate: what would take more is computed
+            in parts. Of ``vmap`` only the gradients are estimated.
 
     Raises:
-        DpcheckError: for a model whose samples mix, bad losses, gradients that are not finite.
+        DpcheckError: for a model whose samples mix, bad losses; :class:`NotFinite` for gradients that are not finite.
     """
 
     def __init__(
@@ -79,17 +57,18 @@ class Clipper:
         max_grad_norm: float,
         method: Method = "auto",
         clipping: Clipping | str = "flat",
+        memory_budget: int | None = None,
     ) -> None:
         if not (isinstance(max_grad_norm, int | float) and 0 < max_grad_norm < float("inf")):
             raise DpcheckError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
         if method not in ("auto", "graph", "vmap", "single"):
             raise DpcheckError(f"method must be auto, graph, vmap or single, not {method!r}")
         self.model, self.loss_fn, self.max_grad_norm = model, loss_fn, float(max_grad_norm)
-        self.clipping = kind_of(clipping)
+        self.clipping, self.memory_budget = kind_of(clipping), memory_budget
         self._wanted: Method = method
         self.method: str = "undecided" if method == "auto" else method
         self.reason = ""
-        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._plans = Plans()
         # Samples at once; halved when memory runs out.
         self._at_most: float = math.inf
 
@@ -105,20 +84,24 @@ class Clipper:
             raise DpcheckError(f"weights have shape {list(weights.shape)}, not [{size}]")
         if size == 0:
             return self._nothing(device)
-        if size == 1:
+        if size == 1 and self.method in ("undecided", "graph"):
             # The plan needs two samples to tell them apart; the second weighs nothing.
             both = self(inputs.take(batch, [0, 0]), torch.cat([weights, weights.new_zeros(1)]))
             return replace(both.samples(1), grads=both.grads)
         if size > self._at_most:
-            return self._in_parts(batch, weights)
-        plan = self.plan(batch)
-        return self._by_plan(plan, batch, weights) if plan is not None else self._by_fallback(batch, weights)
+            return self._in_parts(batch, weights, int(self._at_most))
+        planned = self._planned(batch)
+        if planned is None:
+            return self._by_fallback(batch, weights)
+        if size > planned.at_once:
+            return self._in_parts(batch, weights, planned.at_once)
+        return self._by_plan(planned.plan, batch, weights)
 
     def sites(self) -> dict[str, tuple[str, ...]]:
         """The kinds of site that make each parameter's gradient, by the latest plan; empty for a fallback."""
-        if self.method != "graph" or not self._plans:
+        plan = self._plans.latest()
+        if self.method != "graph" or plan is None:
             return {}
-        plan = next(reversed(self._plans.values()))
         return {c.name: tuple(plan.sites[i].kind for i in c.sites) for c in plan.contributions}
 
     def grouping(self) -> Grouping:
@@ -138,19 +121,23 @@ class Clipper:
 
     def plan(self, batch: Any) -> Plan | None:
         """The plan for batches like this one, of at least two samples; ``None`` for a fallback (see ``reason``)."""
-        return self._plan(batch) if self.method in ("undecided", "graph") else None
+        planned = self._planned(batch)
+        return None if planned is None else planned.plan
 
-    def _plan(self, batch: Any) -> Plan | None:
+    def _planned(self, batch: Any) -> Planned | None:
+        if self.method not in ("undecided", "graph"):
+            return None
         key = key_of(self.model, batch)
-        if key not in self._plans:
-            plan = self._make(batch)
+        planned = self._plans.get(key)
+        if planned is None:
+            plan, size = self._make(batch), inputs.batch_size(batch)
             if plan is None:
                 return None
-            self._plans[key] = plan
-            if len(self._plans) > _CACHE:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return self._plans[key]
+            planned = Planned.of(plan, size, self.memory_budget)
+            if planned.at_once < size:
+                log.info("%d of %d samples at once, to keep within the memory budget", planned.at_once, size)
+            self._plans.put(key, planned)
+        return planned
 
     def _make(self, batch: Any) -> Plan | None:
         analysis = provable(self.model, self.loss_fn, batch)
@@ -172,11 +159,11 @@ class Clipper:
     def _by_plan(self, plan: Plan, batch: Any, weights: Tensor) -> Clipped:
         found = self._run(plan, batch, weights)
         if found is None:
-            return self._in_parts(batch, weights)
+            return self._in_parts(batch, weights, self._halve(len(weights)))
         losses, norms, grads, after = found
-        check_finite(losses, whole(norms), weights)
+        clipped = self._checked(plan.grouping, weights, (losses, norms, grads))
         store(self.model, after)
-        return self._result(plan.grouping, losses, norms, grads)
+        return clipped
 
     def _run(self, plan: Plan, batch: Any, weights: Tensor) -> PlanResult | None:
         """What the plan computes; ``None``, and fewer samples at once from now on, where memory does not suffice."""
@@ -189,65 +176,72 @@ class Clipper:
             if size <= 2:
                 raise no_memory(size) from error
         # Out of the handler: the error holds what the plan had computed so far.
-        self._at_most = (size + 1) // 2
-        log.warning("out of memory with %d samples at once: continued with %d at once", size, self._at_most)
         return None
 
-    def _in_parts(self, batch: Any, weights: Tensor) -> Clipped:
-        """The same sums, of a few samples at a time. Nothing is written before a part is computed."""
-        size, step = len(weights), int(self._at_most)
-        ranges = [list(range(first, min(first + step, size))) for first in range(0, size, step)]
-        parts = [self(inputs.take(batch, own), weights[own]) for own in ranges]
-        total = parts[0].grads
-        for part in parts[1:]:
-            for name, grad in part.grads.items():
-                total[name].add_(grad)
-        groups = {name: torch.cat([p.group_norms[name] for p in parts]) for name in parts[0].group_norms}
-        return Clipped(total, torch.cat([p.norms for p in parts]), torch.cat([p.losses for p in parts]), groups)
+    def _halve(self, size: int) -> int:
+        self._at_most = (size + 1) // 2
+        log.warning("out of memory with %d samples at once: continued with %d at once", size, self._at_most)
+        return self._at_most
+
+    def _in_parts(self, batch: Any, weights: Tensor, step: int) -> Clipped:
+        """The same sums, of ``step`` samples at a time. Nothing is written before a part is computed."""
+        size, parts = len(weights), list[Clipped]()
+        for first in range(0, size, step):
+            own = list(range(first, min(first + step, size)))
+            # The last part is filled up: another size would be another plan.
+            taken, count = [*own, *[first] * (step - len(own))], len(own)
+            given = torch.cat([weights[own], weights.new_zeros(step - count)])
+            try:
+                part = self(inputs.take(batch, taken), given)
+            except NotFinite as error:
+                raise NotFinite(sorted({taken[i] for i in error.samples})) from None
+            parts.append(replace(part.samples(count), grads=part.grads))
+        return joined(parts)
 
     # -- the fallbacks
 
     def _by_fallback(self, batch: Any, weights: Tensor) -> Clipped:
-        grouping = self.grouping()
+        size, grouping = len(weights), self.grouping()
+
+        def factors(norms: Tensor, own: Tensor) -> dict[str, Tensor]:
+            columns = grouping.factors(norms, self.max_grad_norm, own.to(norms.dtype)).unbind(1)
+            return {name: columns[group] for name, group in grouping.of.items()}
+
+        given = self.model, self.loss_fn, batch, weights, grouping, factors
         if self.method == "vmap":
+            if size > self._vmap_at_once():
+                return self._in_parts(batch, weights, self._vmap_at_once())
+            short = False
             try:
-                with without_cache():
-                    losses, each = fallback.vmap_gradients(self.model, self.loss_fn, batch)
+                return self._checked(grouping, weights, fallback.vmap_sums(*given))
             except DpcheckError:
                 raise
             except Exception as error:
-                if self._wanted == "vmap":
+                short = lacks_memory(error) and size > 1
+                if not short and self._wanted == "vmap":
                     raise DpcheckError(f"method='vmap' cannot be used: {error}", next="use method='auto'") from error
-                self.method = "single"
-                self.reason += f"; vmap: {type(error).__name__}"
-                return self._one_by_one(batch, weights, grouping)
-            norms = norms_of(each, grouping)
-            check_finite(losses, whole(norms), weights)
-            factors = self._factors(grouping, norms, weights)
-            with without_autocast():
-                grads = {n: weighted_of(factors[n], wide(g)) for n, g in each.items()}
-            return self._result(grouping, losses, norms, grads)
-        return self._one_by_one(batch, weights, grouping)
+                kind = type(error).__name__
+            if short:
+                return self._in_parts(batch, weights, self._halve(size))
+            self.method = "single"
+            self.reason += f"; vmap: {kind}"
+        try:
+            found = fallback.single_sums(*given)
+        except Exception as error:
+            if lacks_memory(error):
+                raise no_memory(1) from error
+            raise
+        return self._checked(grouping, weights, found)
 
-    def _one_by_one(self, batch: Any, weights: Tensor, grouping: Grouping) -> Clipped:
-        total = {n: torch.zeros_like(p) for n, p in self.model.named_parameters() if p.requires_grad}
-        losses, norms = [], []
-        for i in range(len(weights)):
-            with without_cache():
-                loss, grads = fallback.single_gradient(self.model, self.loss_fn, batch, i)
-            norm = norms_of({n: g.unsqueeze(0) for n, g in grads.items()}, grouping)
-            check_finite(loss.view(1), whole(norm), weights[i : i + 1], first=i)
-            factors = self._factors(grouping, norm, weights[i : i + 1])
-            for name, grad in grads.items():
-                total[name] += factors[name].to(grad.dtype) * grad
-            losses.append(loss)
-            norms.append(norm)
-        return self._result(grouping, torch.stack(losses), torch.cat(norms), total)
+    def _checked(self, grouping: Grouping, weights: Tensor, found: fallback.Sums) -> Clipped:
+        losses, norms, grads = found
+        check_finite(losses, whole(norms), weights)
+        return self._result(grouping, losses, norms, grads)
 
-    def _factors(self, grouping: Grouping, norms: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """By parameter name, [B]."""
-        factors = grouping.factors(norms, self.max_grad_norm, weights.to(norms.dtype)).unbind(1)
-        return {name: factors[group] for name, group in grouping.of.items()}
+    def _vmap_at_once(self) -> int:
+        # The gradients of all samples, and what they are made of.
+        each = 2 * sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+        return sys.maxsize if self.memory_budget is None else max(1, self.memory_budget // each)
 
 
 def clipped_grads(

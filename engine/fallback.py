@@ -8,9 +8,14 @@ neither may carry anything from one sample or step to the next.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from dpcheck.engine.gradients import norms_of
+from dpcheck.engine.kinds import Grouping
+from dpcheck.engine.precision import without_autocast, without_cache
+from dpcheck.engine.sites.base import weighted_of, wide
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -19,6 +24,10 @@ from dpcheck.capture import LossFn, check_losses
 from dpcheck.sandbox import kept_attributes, swapped, tensors_of
 
 Gradients = tuple[Tensor, dict[str, Tensor]]
+# Losses [B], norms by group [B, G], weighted sums of gradients by name.
+Sums = tuple[Tensor, Tensor, dict[str, Tensor]]
+# From norms [b, G] and weights [b], what each gradient is multiplied with, [b] by name.
+Factors = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 def _copies(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -77,3 +86,33 @@ def single_gradients(model: nn.Module, loss_fn: LossFn, batch: Any) -> Gradients
     results = [single_gradient(model, loss_fn, batch, i) for i in range(inputs.batch_size(batch))]
     losses = torch.stack([loss for loss, _ in results])
     return losses, {name: torch.stack([grads[name] for _, grads in results]) for name in results[0][1]}
+
+
+def vmap_sums(
+    model: nn.Module, loss_fn: LossFn, batch: Any, weights: Tensor, grouping: Grouping, factors: Factors
+) -> Sums:
+    """The weighted sum of what :func:`vmap_gradients` gives."""
+    with without_cache():
+        losses, each = vmap_gradients(model, loss_fn, batch)
+    norms = norms_of(each, grouping)
+    by_name = factors(norms, weights)
+    with without_autocast():
+        return losses, norms, {n: weighted_of(by_name[n], wide(g)) for n, g in each.items()}
+
+
+def single_sums(
+    model: nn.Module, loss_fn: LossFn, batch: Any, weights: Tensor, grouping: Grouping, factors: Factors
+) -> Sums:
+    """The same, with the gradient of one sample at a time."""
+    total = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    losses, norms = [], []
+    for i in range(len(weights)):
+        with without_cache():
+            loss, grads = single_gradient(model, loss_fn, batch, i)
+        norm = norms_of({n: g.unsqueeze(0) for n, g in grads.items()}, grouping)
+        by_name = factors(norm, weights[i : i + 1])
+        for name, grad in grads.items():
+            total[name] += by_name[name].to(grad.dtype) * grad
+        losses.append(loss)
+        norms.append(norm)
+    return torch.stack(losses), torch.cat(norms), total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,38 @@ from dpcheck.errors import DpcheckError
 from dpcheck.facts import Event
 
 
-def check_finite(losses: Tensor, norms: Tensor, weights: Tensor, first: int = 0) -> None:
-    """Refuses losses and norms that are not finite; ``first`` is the number of the first sample."""
-    bad = (~(torch.isfinite(losses) & torch.isfinite(norms)) & (weights != 0)).nonzero().flatten().tolist()
-    padded = (~torch.isfinite(norms) & (weights == 0)).any()
-    if bad or bool(padded):
-        names = ", ".join(str(first + i) for i in bad[:8]) or "padding"
-        raise DpcheckError(
-            f"the loss or gradient of sample {names} of the batch is not finite; nothing was changed",
-            next="look at these samples, or lower the learning rate: such a gradient cannot be clipped",
+class NotFinite(DpcheckError):
+    """Losses or gradients that are not finite.
+
+    Attributes:
+        samples: their positions in the batch.
+    """
+
+    def __init__(self, samples: Sequence[int], where: str | None = None, next: str | None = None) -> None:
+        self.samples = tuple(samples)
+        super().__init__(
+            f"the loss or gradient of sample {named(self.samples)} of the batch is not finite; nothing was changed",
+            where,
+            next or "look at these samples, or lower the learning rate: such a gradient cannot be clipped",
         )
+
+
+def named(numbers: Sequence[int]) -> str:
+    """The first eight, and how many more."""
+    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+    return ", ".join(map(str, numbers[:8])) + more
+
+
+def check_finite(losses: Tensor, norms: Tensor, weights: Tensor) -> None:
+    """Refuses losses and norms that are not finite.
+
+    Raises:
+        NotFinite: names the samples; also one that is padding, as what it gives cannot be made zero.
+    """
+    finite = torch.isfinite(losses) & torch.isfinite(norms)
+    bad = (~finite & (weights != 0)) | ~torch.isfinite(norms)
+    if bool(bad.any()):
+        raise NotFinite(bad.nonzero().flatten().tolist())
 
 
 def mixing(event: Event) -> DpcheckError:
@@ -32,14 +56,15 @@ def mixing(event: Event) -> DpcheckError:
     )
 
 
-def lacks_memory(error: RuntimeError) -> bool:
+def lacks_memory(error: Exception) -> bool:
     """Whether torch raised ``error`` because memory ran out: on the CPU that is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return refused or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def no_memory(size: int) -> DpcheckError:
     """Memory does not suffice for as few samples as can be computed together."""
     return DpcheckError(
-        f"memory does not suffice for the gradients of {size} samples; nothing was changed",
+        f"memory does not suffice for the gradients of {size} sample{'s' if size > 1 else ''}; nothing was changed",
         next="use a smaller model, shorter sequences or smaller images, or a machine with more memory",
     )

@@ -28,7 +28,7 @@ class Settings:
         noise_multiplier: sigma, of all that a step releases together.
         delta: of the guarantee.
         steps: at which the run ends.
-        physical_batch_size: samples in one call of the clipper; 1 in secure mode.
+        physical_batch_size: samples in one call of the clipper, which may compute them in parts; 1 in secure mode.
         target_epsilon: for which the noise was calibrated, if it was.
         seed: of a run that is not private; None otherwise.
         secure: cryptographic randomness and integer arithmetic.

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import torch
 from dpcheck.engine.adaptive import Count
-from dpcheck.engine.clipping import Clipped
+from dpcheck.engine.clipped import Clipped
 from dpcheck.engine.kinds import Grouping
 from dpcheck.engine.noise import Gradients, Mechanism
+from dpcheck.engine.refusals import NotFinite, named
 from dpcheck.engine.sampling import Loader, PhysicalBatch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -85,7 +86,10 @@ class Summer:
         parts: list[Clipped] = []
         for chunk in self.loader.chunks(indices):
             physical = self.loader.read(chunk)
-            clipped = self._clip(physical, max_grad_norm)
+            try:
+                clipped = self._clip(physical, max_grad_norm)
+            except NotFinite as error:
+                raise self._not_finite(error, chunk) from None
             for name, part in mechanism.contribution(clipped.grads).items():
                 total[name] = total[name].add_(part) if name in total else part
             parts.append(clipped.samples(physical.real))
@@ -111,6 +115,27 @@ class Summer:
                     next="report this model: dpcheck.verify(model, loss_fn, batch) shows which gradient is wrong",
                 )
         return clipped
+
+    def _not_finite(self, error: NotFinite, chunk: Tensor) -> DpcheckError:
+        for name, p in self.parameters.items():
+            if not bool(torch.isfinite(p).all()):
+                return DpcheckError(
+                    f"the parameter {name!r} is not finite, so that no loss is: training has diverged",
+                    where=name,
+                    next="load the last good weights and lower the learning rate; the steps taken stay counted",
+                )
+        noun = self.loader.unit.noun
+        # Padding is copies of the first.
+        samples = sorted({i if i < len(chunk) else 0 for i in error.samples})
+        records = [int(chunk[i]) for i in samples]
+        plural = "s" if len(records) > 1 else ""
+        return DpcheckError(
+            f"the loss or gradient of {noun}{plural} {named(records)} (sample{plural} {named(samples)} of a physical "
+            f"batch) is not finite: the step is refused. Parameters and optimizer are as they were, and the step is "
+            f"counted in the ledger. Which {noun}s these are is not private",
+            where=f"dataset[{records[0]}]",
+            next=f"look at these {noun}s, or lower the learning rate: such a gradient cannot be clipped",
+        )
 
     def _seen(self, parts: Sequence[Clipped], max_grad_norm: float) -> Seen:
         if not parts:

@@ -13,6 +13,7 @@ import torch
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.adaptive import next_norm
 from dpcheck.engine.admission import checked_method, refuse_ledger, refuse_ranks
+from dpcheck.engine.available import budget_of
 from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.kinds import AdaptiveQuantile, Clipping, grouping_of
 from dpcheck.engine.ledger import Ledger, StepRecord, new_run
@@ -58,7 +59,10 @@ class PrivacyEngine:
         delta: of the guarantee; at most 1 / len(dataset).
         noise_multiplier: sigma; or target_epsilon, for which sigma is calibrated.
         epochs: steps = epochs * len(dataset) / B, rounded up; or steps.
-        physical_batch_size: samples in one forward and backward; chosen if None. It changes memory and time only.
+        physical_batch_size: samples in one forward and backward; if None at most 256, and as many as fit into the
+            memory budget. It changes memory and time only.
+        memory_budget: bytes that one forward and backward may take, by the plan's estimate; larger physical batches are
+            computed in parts. If None, half of what is free now, or no limit with a physical_batch_size.
         seed: makes samples and noise repeatable. **Such a run is not private.**
         secure: randomness from the operating system and noise on an integer grid (:class:`GridGaussian`); records are
             then computed one at a time.
@@ -90,6 +94,7 @@ class PrivacyEngine:
         epochs: float | None = None,
         steps: int | None = None,
         physical_batch_size: int | None = None,
+        memory_budget: int | None = None,
         seed: int | None = None,
         secure: bool = False,
         collate_fn: CollateFn | None = None,
@@ -126,7 +131,10 @@ class PrivacyEngine:
         losses, kind, parameters = unit.loss(loss_fn), self.settings.clipping, self._watch.parameters
         self._grouping = grouping_of(kind, parameters)
         method = checked_method(model, losses, on_device(self._loader.collate(few), parameters)) if check else "auto"
-        self._clipper = _clipper(model, losses, max_grad_norm=self._max_grad_norm, method=method, clipping=kind)
+        budget = budget_of(memory_budget, physical_batch_size, next(iter(parameters.values())).device)
+        self._clipper = _clipper(
+            model, losses, max_grad_norm=self._max_grad_norm, method=method, clipping=kind, memory_budget=budget
+        )
         self._summer = Summer(self._clipper, self._loader, parameters, self._grouping)
         self._streams = self._new_streams()
         self._pending: LogicalBatch | None = None
@@ -179,7 +187,11 @@ class PrivacyEngine:
         mechanism: Mechanism = (GridGaussian if s.secure else Gaussian)(s.gradient_noise, norm)
         self._pending = None
         self.ledger.append(self._record(self.run))
-        total, seen = self._summer.sum(batch.indices, mechanism, norm)
+        try:
+            total, seen = self._summer.sum(batch.indices, mechanism, norm)
+        except Exception as error:
+            error.add_note(f"step {batch.step} is counted in the ledger; parameters and optimizer are as they were")
+            raise
         self._watch.publish(mechanism.release(total, s.expected_batch_size, noise))
         if isinstance(s.clipping, AdaptiveQuantile) and s.count_noise is not None:
             share = seen.within(norm).released(s.expected_batch_size, s.count_noise, count_noise)

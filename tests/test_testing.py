@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from dpcheck.engine.clipping import Clipped, Clipper
+from dpcheck.engine.clipped import Clipped
+from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.sites.sums import SumSite
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st

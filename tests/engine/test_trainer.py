@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from dpcheck.engine.clipping import Clipped
+from dpcheck.engine.clipped import Clipped
 from dpcheck.engine.trainer import PrivacyEngine
 from scipy import stats
 from torch import nn

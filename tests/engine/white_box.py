@@ -1,7 +1,7 @@
 """An engine whose released values can be read from the parameters, and a plain clipper to compare with."""
 
 import torch
-from dpcheck.engine.clipping import Clipped
+from dpcheck.engine.clipped import Clipped
 from dpcheck.engine.trainer import PrivacyEngine
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -27,7 +27,7 @@ class Loop:
 
     method, reason = "loop", ""
 
-    def __init__(self, model, loss_fn, *, max_grad_norm, method, clipping="flat"):
+    def __init__(self, model, loss_fn, *, max_grad_norm, method, clipping="flat", memory_budget=None):
         self.model, self.loss_fn, self.max_grad_norm = model, loss_fn, max_grad_norm
         self.sizes, self.asked = [], method
 
