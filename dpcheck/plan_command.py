@@ -9,10 +9,12 @@ from rich.markup import escape
 from dpcheck import inputs
 from dpcheck.api import check
 from dpcheck.cli import CLEAN, FINDINGS
+from dpcheck.engine.available import budget_of
 from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.estimates import estimates, measured_rate
+from dpcheck.engine.memory import gradient_bytes, peak_bytes, room
 from dpcheck.report import full, terminal
-from dpcheck.report.plan import show_plan
+from dpcheck.report.plan import show_memory, show_plan
 from dpcheck.target import load
 from dpcheck.unit import adapted
 
@@ -33,5 +35,9 @@ def run(text: str) -> int:
         how = "vmap(grad) of the whole model, or one sample at a time where vmap cannot"
         console.print(f"no plan: {escape(clipper.reason)}\n  the engine uses {how}", soft_wrap=True)
         return CLEAN
-    show_plan(console, estimates(plan, measured_rate()), size, time.perf_counter() - start)
+    seconds, planned = time.perf_counter() - start, max(size, 2)
+    show_plan(console, estimates(plan, measured_rate()), size, seconds)
+    budget = budget_of(None, None, next(target.model.parameters()).device)
+    fits = None if budget is None else room(plan, planned, budget)
+    show_memory(console, planned, peak_bytes(plan), gradient_bytes(plan), budget, fits)
     return CLEAN

@@ -38,17 +38,26 @@ def peak_bytes(plan: Plan) -> int:
 
 
 def samples_within(plan: Plan, size: int, budget: int) -> int:
-    """How many of the ``size`` samples of a plan to compute at once, in equal parts: at least 2, or 1 of 1.
+    """How many of the ``size`` samples of a plan to compute at once, in equal parts: at least 2, or 1 of 1."""
+    if size <= 2 or peak_bytes(plan) <= budget:
+        return size
+    parts = math.ceil(size / min(max(2, room(plan, size, budget)), size - 1))
+    return max(2, math.ceil(size / parts))
+
+
+def room(plan: Plan, size: int, budget: int) -> int:
+    """How many samples like the ``size`` of a plan would take ``budget`` bytes; may be 0.
 
     What does not grow with their number are the gradients.
     """
     peak = peak_bytes(plan)
-    if peak <= budget or size <= 2:
-        return size
-    fixed = min(peak, 4 * sum(math.prod(c.shape) for c in plan.contributions))
-    fit = int(size * (budget - fixed) / max(1, peak - fixed)) if budget > fixed else 2
-    parts = math.ceil(size / min(max(2, fit), size - 1))
-    return max(2, math.ceil(size / parts))
+    fixed = min(peak, gradient_bytes(plan))
+    return max(0, int(size * (budget - fixed) / max(1, peak - fixed)))
+
+
+def gradient_bytes(plan: Plan) -> int:
+    """Of the clipped sum."""
+    return 4 * sum(math.prod(c.shape) for c in plan.contributions)
 
 
 class _Sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,10 @@ def test_a_row_for_each_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "direct" in rows["table.weight"]
     assert "aten.mm" in rows["head.weight"]
     assert "3 sites at a batch of 4" in out
+    assert "MiB at once for 4 samples" in " ".join(out.split())
+    held = re.search(r"holds (\d+) samples like these", " ".join(out.split()))
+    assert held is not None
+    assert int(held.group(1)) > 1000
 
 
 def test_a_model_that_mixes_has_findings_and_no_plan(

@@ -32,3 +32,19 @@ def show_plan(console: Console, sites: tuple[SiteEstimate, ...], batch_size: int
         "recompute: is computed twice; "
         "direct: small"
     )
+
+
+def show_memory(
+    console: Console, batch_size: int, peak: int, gradients: int, budget: int | None, fits: int | None
+) -> None:
+    """Print the estimate of what one forward and backward take, and how many samples that leaves room for."""
+    text = (
+        f"memory: about {peak / 2**20:.3g} MiB at once for {batch_size} samples beyond weights and batch, "
+        f"{gradients / 2**20:.3g} MiB of them the gradient"
+    )
+    if budget is not None and fits is not None:
+        text += (
+            f"; half of what is free, {budget / 2**20:.4g} MiB, holds {fits} samples like these (an engine computes "
+            "at most 256 at once unless told otherwise)"
+        )
+    console.print(text)

@@ -7,7 +7,7 @@ import torch
 from dpcheck.engine import fallback
 from dpcheck.engine.available import _free, available, budget_of
 from dpcheck.engine.clipping import Clipper
-from dpcheck.engine.memory import peak_bytes, samples_within
+from dpcheck.engine.memory import gradient_bytes, peak_bytes, room, samples_within
 from dpcheck.engine.trainer import PrivacyEngine
 from test_clipping import close, definition, network
 from torch import nn
@@ -102,6 +102,9 @@ def test_parts_are_equal_and_at_least_two():
     assert samples_within(plan, 10, 1) == 2
     found = [samples_within(plan, 10, peak * k // 20) for k in range(1, 21)]
     assert found == sorted(found)
+    assert room(plan, 10, peak) == 10
+    assert room(plan, 10, gradient_bytes(plan) + 3 * (peak - gradient_bytes(plan))) == 30
+    assert room(plan, 10, gradient_bytes(plan) - 1) == 0
 
 
 @pytest.mark.parametrize("budget", [None, 1])
