@@ -99,7 +99,9 @@ class AdaptiveQuantile:
     noise. One sample moves the pair by a vector of L2 norm at most ``sqrt(z_g^-2 + (2 count_noise)^-2) = 1 / z``,
     whatever the other samples are: one Gaussian mechanism with noise multiplier z (theorem 1 there). Both parts are of
     the same Poisson sample, so a step is that mechanism subsampled, and as C is made of earlier releases, steps compose
-    as usual. ``noise_multiplier``, given or calibrated, is this z; the gradients get the larger z_g.
+    as usual. ``noise_multiplier``, given or calibrated, is this z; the gradients get the larger z_g. This takes a
+    sample's norm to be its own. Rounding may change its last digits with the samples that are computed beside it, and
+    a norm that close to C then counts or not by these; with ``secure=True`` each sample is computed by itself.
 
     Attributes:
         quantile: the share of gradients that are not clipped, in (0, 1).
