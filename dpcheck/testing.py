@@ -23,6 +23,7 @@ from dpcheck.capture import LossFn
 from dpcheck.cases import Applied, Case, output_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.engine.clipping import Clipper
+from dpcheck.engine.kinds import Clipping
 from dpcheck.errors import DpcheckError
 from dpcheck.sandbox import sandbox, swapped
 from dpcheck.unit import Unit, adapted
@@ -120,21 +121,29 @@ def assert_private(model: nn.Module, loss_fn: LossFn, batch: Any, *, unit: Unit 
 
 
 def assert_sensitivity_bounded(
-    model: nn.Module, loss_fn: LossFn, batch: Any, max_grad_norm: float = 1.0, *, unit: Unit | None = None
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: Any,
+    max_grad_norm: float = 1.0,
+    *,
+    unit: Unit | None = None,
+    clipping: Clipping | str = "flat",
 ) -> None:
     """No record (or ``unit``) moves the noiseless clipped sum by more than ``max_grad_norm`` (L2), or AssertionError.
 
     Each record is removed, then replaced by every other one, by itself times 1e4 and by zeros, with fixed chance;
-    every sum is compared with the one without the record. A record that the engine refuses moves nothing.
+    every sum is compared with the one without the record. A record that the engine refuses moves nothing. ``clipping``
+    is as in :class:`dpcheck.PrivacyEngine`.
 
     Raises:
         DpcheckError: as the engine, for the batch as it is.
     """
     loss_fn, batch = adapted(unit, loss_fn, batch)
     size = inputs.batch_size(batch)
-    bound = max_grad_norm * (1 + max(_ROUNDING[p.dtype] for p in model.parameters() if p.is_floating_point()))
+    dtypes = {p.real.dtype if p.is_complex() else p.dtype for p in model.parameters()}
+    bound = max_grad_norm * (1 + max(_ROUNDING[dtype] for dtype in dtypes if dtype.is_floating_point))
     with sandbox(model), swapped(model, copies(model)), FixedChance():
-        clipper = Clipper(model, loss_fn, max_grad_norm=max_grad_norm)
+        clipper = Clipper(model, loss_fn, max_grad_norm=max_grad_norm, clipping=clipping)
         start = {name: b.clone() for name, b in model.named_buffers()}
         _sum(clipper, start, batch)
         for i in range(size):
@@ -144,7 +153,7 @@ def assert_sensitivity_bounded(
                     moved = _sum(clipper, start, variant)
                 except DpcheckError:
                     continue
-                distance = sum(float((moved[n] - base[n]).double().square().sum()) for n in base) ** 0.5
+                distance = sum(float((moved[n] - base[n]).abs().double().square().sum()) for n in base) ** 0.5
                 if not distance <= bound:
                     raise AssertionError(
                         f"record {i} {what} moves the clipped sum by {distance:.4g}, more than {max_grad_norm:g}"

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from dpcheck.engine import PerGroup
 from dpcheck.engine.clipped import Clipped
 from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.sites.sums import SumSite
@@ -157,6 +158,30 @@ def test_a_wrong_sampler_is_not_private(monkeypatch):
 def test_sensitivity_of_a_model_with_chance_is_bounded(bound):
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3))
     assert_sensitivity_bounded(model, cross_entropy, classified(), max_grad_norm=bound)
+
+
+@pytest.mark.parametrize("kind", ["per-layer", PerGroup({"0": 1.0, "": 3.0}), "automatic", "normalised", "adaptive"])
+def test_sensitivity_is_bounded_by_every_kind_of_clipping(kind):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3))
+    assert_sensitivity_bounded(model, cross_entropy, classified(), max_grad_norm=0.1, clipping=kind)
+
+
+def test_a_complex_parameter_moves_the_sum_with_both_coordinates(monkeypatch):
+    class Rotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64))
+
+        def forward(self, batch):
+            return (batch["x"] * 1j @ self.weight).real
+
+    def loss_fn(model, batch):
+        return model(batch).sum(1)
+
+    assert_sensitivity_bounded(Rotated(), loss_fn, classified(), max_grad_norm=0.1)
+    monkeypatch.setattr(testing, "Clipper", NotClipping)
+    with pytest.raises(AssertionError, match="moves the clipped sum by"):
+        assert_sensitivity_bounded(Rotated(), loss_fn, classified(), max_grad_norm=0.1)
 
 
 @settings(few, max_examples=12)
