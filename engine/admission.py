@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from dpcheck.engine.ledger import Ledger, StepRecord, phases_of, spent
+from dpcheck.engine.ledger import Ledger, phases_of, spent
 from dpcheck.engine.settings import Settings
+from dpcheck.engine.step_record import StepRecord, adjacency_of
 from torch import nn
 
 from dpcheck.capture import LossFn
@@ -50,7 +51,7 @@ def checked_method(model: nn.Module, loss_fn: LossFn, few: Any) -> str:
 
 
 def refuse_ledger(ledger: Ledger, settings: Settings, next_record: StepRecord) -> None:
-    """Refuses a ledger of other data, and one with which the steps that are left would exceed the target.
+    """Refuses a ledger of other data or adjacency, and one with which the steps that are left would exceed the target.
 
     Args:
         next_record: what every further step of the run will add.
@@ -65,10 +66,11 @@ def refuse_ledger(ledger: Ledger, settings: Settings, next_record: StepRecord) -
             where="ledger",
             next="pass the ledger of this data set, or none for data that was never used before",
         )
+    adjacency = adjacency_of([*(record for record, _ in ledger.entries[:1]), next_record])
     if settings.target_epsilon is None or not ledger.steps():
         return
     left = max(0, settings.steps - ledger.steps(next_record.run))
-    upper = spent(phases_of((*ledger.entries, (next_record, left))), settings.delta).upper
+    upper = spent(phases_of((*ledger.entries, (next_record, left))), settings.delta, adjacency).upper
     if upper > settings.target_epsilon * (1 + 1e-9):
         raise DpcheckError(
             f"with the {ledger.steps()} steps in the ledger this run would spend epsilon {upper:.4g}, above "

@@ -6,17 +6,17 @@ A step is written before anything is computed from its data, so that a crash can
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dpcheck.engine.accounting import Bounds, Phase, epsilon_of, joint_noise
+from dpcheck.engine.accounting import Bounds, Phase, epsilon_of
+from dpcheck.engine.step_record import StepRecord, adjacency_of, check_record, is_whole
 
 from dpcheck.errors import DpcheckError
 
@@ -25,43 +25,8 @@ VERSION = 2
 _LATER: dict[int, frozenset[str]] = {1: frozenset(), 2: frozenset({"count_noise"})}
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What one step did to the data.
-
-    Attributes:
-        run: the training to which it belongs; several may share a ledger, and all of them count.
-        noise_multiplier, max_grad_norm: sigma and C of the sum of gradients.
-        expected_batch_size, dataset_size: their quotient is the sample rate.
-        private: False if the noise came from a seed.
-        sampler, adjacency: for the accountant.
-        count_noise: standard deviation of the noise on a count, if the step also released one that a record changes by
-            1/2 (:class:`dpcheck.engine.kinds.AdaptiveQuantile`).
-    """
-
-    run: str
-    noise_multiplier: float
-    max_grad_norm: float
-    expected_batch_size: int
-    dataset_size: int
-    private: bool
-    sampler: str = "poisson"
-    adjacency: str = "add-remove"
-    count_noise: float | None = None
-
-    @property
-    def joint_noise(self) -> float:
-        """The noise multiplier of all that the step released."""
-        count = () if self.count_noise is None else (2 * self.count_noise,)
-        return joint_noise(self.noise_multiplier, *count) if count else self.noise_multiplier
-
-    @property
-    def sample_rate(self) -> float:
-        """q, the probability with which each record is drawn."""
-        return self.expected_batch_size / self.dataset_size
-
-
 Entries = list[tuple[StepRecord, int]]
+Sort = tuple[float, float, str]
 
 
 class Ledger:
@@ -80,7 +45,7 @@ class Ledger:
         self._entries: Entries = []
         # Running totals: where C changes at every step there are as many entries as steps.
         self._steps: Counter[str] = Counter()
-        self._phases: Counter[tuple[float, float]] = Counter()
+        self._phases: Counter[Sort] = Counter()
         if self.path is None:
             return
         if self.path.is_dir() or not self.path.parent.is_dir():
@@ -88,8 +53,25 @@ class Ledger:
                 f"no ledger can be written to {self.path}", where="ledger", next="pass a path in a folder"
             )
         if self.path.exists():
-            for record, count in _read(self.path):
+            entries, complete = _read(self.path)
+            for record, count in entries:
                 self._add(record, count)
+            if complete < self.path.stat().st_size:
+                os.truncate(self.path, complete)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Ledger:
+        """The ledger of a file, in memory: the file is not changed.
+
+        Raises:
+            DpcheckError: if there is no such file, or it is not a ledger.
+        """
+        if not Path(path).is_file():
+            raise DpcheckError(f"there is no ledger {path}", where="ledger", next="pass a file that Ledger(path) wrote")
+        ledger = cls()
+        for record, count in _read(Path(path))[0]:
+            ledger._add(record, count)
+        return ledger
 
     def append(self, record: StepRecord, count: int = 1) -> None:
         """Adds ``count`` steps; they are on disk when this returns, if there is a path.
@@ -97,8 +79,9 @@ class Ledger:
         Raises:
             DpcheckError: for a step that :meth:`epsilon` could not account for: nothing is added then.
         """
-        _check_record(record, "Ledger.append")
-        if not _is_whole(count):
+        check_record(record, "Ledger.append")
+        adjacency_of([*self._first, record])
+        if not is_whole(count):
             raise DpcheckError(f"a step of the ledger has count={count!r}", where="Ledger.append")
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
@@ -108,9 +91,14 @@ class Ledger:
         self._add(record, count)
 
     def _add(self, record: StepRecord, count: int) -> None:
+        adjacency_of([*self._first, record])
         _push(self._entries, record, count)
         self._steps[record.run] += count
-        self._phases[record.joint_noise, record.sample_rate] += count
+        self._phases[_sort(record)] += count
+
+    @property
+    def _first(self) -> list[StepRecord]:
+        return [record for record, _ in self._entries[:1]]
 
     def steps(self, run: str | None = None) -> int:
         """How many steps ``run`` took; all runs together if None."""
@@ -126,8 +114,8 @@ class Ledger:
         return _phases(self._phases)
 
     def epsilon(self, delta: float) -> Bounds:
-        """What all steps together have spent. ``.upper`` is the guarantee."""
-        return spent(self.phases(), delta)
+        """What all steps together have spent, for the adjacency that all of them have. ``.upper`` is the guarantee."""
+        return spent(self.phases(), delta, adjacency_of(self._first))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, for ``torch.save`` or JSON."""
@@ -149,20 +137,25 @@ class Ledger:
 
 def phases_of(entries: tuple[tuple[StepRecord, int], ...]) -> tuple[Phase, ...]:
     """The composition that ``entries`` describe; its order does not matter to the accountant."""
-    steps: Counter[tuple[float, float]] = Counter()
+    steps: Counter[Sort] = Counter()
     for record, count in entries:
-        steps[record.joint_noise, record.sample_rate] += count
+        steps[_sort(record)] += count
     return _phases(steps)
 
 
-def _phases(steps: Mapping[tuple[float, float], int]) -> tuple[Phase, ...]:
-    return tuple(Phase(noise, rate, count) for (noise, rate), count in steps.items())
+def _sort(record: StepRecord) -> Sort:
+    """What the accountant needs to know of a step. The clipping norm is not: the noise is relative to it."""
+    return record.joint_noise, record.sample_rate, record.sampler
+
+
+def _phases(steps: Mapping[Sort, int]) -> tuple[Phase, ...]:
+    return tuple(Phase(noise, rate, count, sampler) for (noise, rate, sampler), count in steps.items())
 
 
 @lru_cache(maxsize=64)
-def spent(phases: tuple[Phase, ...], delta: float) -> Bounds:
+def spent(phases: tuple[Phase, ...], delta: float, adjacency: str = "add-remove") -> Bounds:
     """Epsilon of a composition, remembered."""
-    return epsilon_of(phases, delta)
+    return epsilon_of(phases, delta, adjacency=adjacency)
 
 
 def new_run() -> str:
@@ -215,7 +208,8 @@ def _remainder(longer: Entries, shorter: Entries) -> Entries | None:
     return rest
 
 
-def _read(path: Path) -> Entries:
+def _read(path: Path) -> tuple[Entries, int]:
+    """The steps, and how many bytes hold them."""
     content = path.read_bytes()
     # A last line without its end was being written when the process died: its step had not touched the data yet.
     complete = content[: content.rfind(b"\n") + 1]
@@ -226,9 +220,7 @@ def _read(path: Path) -> Entries:
         except ValueError:
             values = None
         _push(entries, _record(values, f"{path}:{number}", VERSION), 1)
-    if len(complete) < len(content):
-        os.truncate(path, len(complete))
-    return entries
+    return entries, len(complete)
 
 
 def _parse_state(state: Mapping[str, Any]) -> Entries:
@@ -258,38 +250,5 @@ def _record(values: Any, where: str, version: int) -> StepRecord:
             next="restore the ledger from a copy: without it epsilon is unknown",
         )
     record = StepRecord(**values)
-    _check_record(record, where)
+    check_record(record, where)
     return record
-
-
-def _check_record(record: StepRecord, where: str) -> None:
-    _check_values(record, where)
-    if (record.sampler, record.adjacency) != ("poisson", "add-remove"):
-        raise DpcheckError(
-            f"sampler={record.sampler!r} with adjacency={record.adjacency!r} cannot be accounted for here",
-            where=where,
-        )
-
-
-def _check_values(record: StepRecord, where: str) -> None:
-    possible = {
-        "run": isinstance(record.run, str),
-        "noise_multiplier": _is_number(record.noise_multiplier) and record.noise_multiplier >= 0,
-        "max_grad_norm": _is_number(record.max_grad_norm) and record.max_grad_norm > 0,
-        "dataset_size": _is_whole(record.dataset_size),
-        "expected_batch_size": _is_whole(record.expected_batch_size),
-        "private": isinstance(record.private, bool),
-        "count_noise": record.count_noise is None or (_is_number(record.count_noise) and record.count_noise > 0),
-    }
-    possible["expected_batch_size"] &= possible["dataset_size"] and record.expected_batch_size <= record.dataset_size
-    for name, good in possible.items():
-        if not good:
-            raise DpcheckError(f"a step of the ledger has {name}={getattr(record, name)!r}", where=where)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -16,12 +16,13 @@ from dpcheck.engine.admission import checked_method, refuse_ledger, refuse_ranks
 from dpcheck.engine.available import budget_of
 from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.kinds import AdaptiveQuantile, Clipping, grouping_of
-from dpcheck.engine.ledger import Ledger, StepRecord, new_run
+from dpcheck.engine.ledger import Ledger, new_run
 from dpcheck.engine.metrics import Bar, Metrics
 from dpcheck.engine.noise import Gaussian, GridGaussian, Mechanism
 from dpcheck.engine.sampling import Loader, LogicalBatch, poisson
 from dpcheck.engine.settings import Settings, settle
 from dpcheck.engine.statement import describe, statement
+from dpcheck.engine.step_record import StepRecord
 from dpcheck.engine.streams import KeyedStreams, Streams, SystemStreams
 from dpcheck.engine.summing import ClipperLike, Seen, Summer, on_device
 from dpcheck.engine.watch import Watch

@@ -21,17 +21,19 @@ from dpcheck.engine.accounting.calibrate import noise_multiplier, sample_rate_wi
 from dpcheck.engine.accounting.curves import false_negatives
 from dpcheck.engine.accounting.joint import joint_noise, other_noise
 from dpcheck.engine.accounting.rdp import rdp_upper
+from dpcheck.engine.accounting.truncated import cut_probability
 
 __all__ = [
-    "Bounds", "Phase", "delta_of", "epsilon", "epsilon_of", "joint_noise", "noise_multiplier", "other_noise",
-    "rdp_epsilon", "sample_rate_within", "steps_within", "trade_off",
+    "Bounds", "Phase", "curve", "cut_probability", "delta_of", "epsilon", "epsilon_of", "joint_noise",
+    "noise_multiplier", "other_noise", "rdp_epsilon", "sample_rate_within", "steps_within", "trade_off",
 ]  # fmt: skip
 
 
 def epsilon_of(phases: Sequence[Phase], delta: float, *, adjacency: str = "add-remove", records: int = 1) -> Bounds:
-    """Epsilon of a composition of Poisson-subsampled Gaussian mechanisms.
+    """Epsilon of a composition: of several runs, queries, or phases of one run on the same records, in any order.
 
     Args:
+        phases: each mechanism with its noise, its sampling and how often it was used.
         adjacency: "add-remove", or "replace-one".
         records: how many records a unit of privacy has at most; each is drawn and clipped on its own.
 
@@ -57,6 +59,13 @@ def delta_of(phases: Sequence[Phase], epsilon: float, *, adjacency: str = "add-r
     return delta_bounds(spent, value, unit) if spent else Bounds(0.0, 0.0, value, "no step taken")
 
 
+def curve(
+    phases: Sequence[Phase], epsilons: Sequence[float], *, adjacency: str = "add-remove", records: int = 1
+) -> list[Bounds]:
+    """Delta at each of ``epsilons``; see :func:`delta_of`."""
+    return [delta_of(phases, epsilon, adjacency=adjacency, records=records) for epsilon in epsilons]
+
+
 def trade_off(
     phases: Sequence[Phase],
     false_positive_rates: Sequence[float],
@@ -71,7 +80,7 @@ def trade_off(
     Raises:
         DpcheckError: naming the value that is out of range.
     """
-    rates = [check_rate(rate) for rate in false_positive_rates]
+    rates = [check_rate(rate, "false_positive_rate") for rate in false_positive_rates]
     return false_negatives(
         rates,
         lambda epsilon: delta_of(phases, epsilon, adjacency=adjacency, records=records),

@@ -12,6 +12,8 @@ from dpcheck.errors import DpcheckError
 
 # Of one user: the cost grows with their square.
 MOST_RECORDS = 64
+# Of Laplace noise: exp of its inverse must be a number.
+_LEAST_SCALE = 0.01
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,24 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Phase:
-    """``steps`` steps of the subsampled Gaussian mechanism with the same noise and rate.
+    """``steps`` steps of a subsampled mechanism with the same noise and rate.
 
     Attributes:
-        noise_multiplier: standard deviation of the noise on the sum, relative to the clipping norm.
+        noise_multiplier: standard deviation of the noise on the sum, relative to the clipping norm (of
+            ``mechanism="laplace"``: its scale, relative to how far one record can move the number).
         sample_rate: probability of a record to be drawn; of samples of fixed size, their share of all records.
         sampling: "poisson": each record on its own; or "fixed-size": a uniform subset of the records.
+        mechanism: "gaussian", or "laplace" for one number.
+        cut: at least the probability that a step draws more records than are used, of Poisson samples that are cut to
+            a largest size; see :func:`cut_probability`.
     """
 
     noise_multiplier: float
     sample_rate: float
     steps: int
     sampling: str = "poisson"
+    mechanism: str = "gaussian"
+    cut: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,18 @@ def check_phase(phase: Phase) -> Phase:
         raise DpcheckError(
             f"sampling={phase.sampling!r} is not known", where="sampling", next='pass "poisson" or "fixed-size"'
         )
-    return Phase(sigma, rate, int(steps), phase.sampling)
+    if phase.mechanism not in ("gaussian", "laplace"):
+        raise DpcheckError(
+            f"mechanism={phase.mechanism!r} is not known", where="mechanism", next='pass "gaussian" or "laplace"'
+        )
+    if phase.mechanism == "laplace" and 0 < sigma < _LEAST_SCALE:
+        raise DpcheckError(
+            f"noise_multiplier={sigma!r} is too little to account for", where="noise_multiplier", next="pass 0 for none"
+        )
+    cut = check_rate(phase.cut, "cut")
+    if cut and phase.sampling != "poisson":
+        raise DpcheckError(f"cut={cut!r} is for Poisson samples, not for {phase.sampling!r}", where="cut")
+    return Phase(sigma, rate, int(steps), phase.sampling, phase.mechanism, cut)
 
 
 def check_delta(delta: Any) -> float:
@@ -120,24 +139,26 @@ def check_epsilon(epsilon: Any) -> float:
     return value
 
 
-def check_rate(rate: Any) -> float:
+def check_rate(rate: Any, name: str) -> float:
     """A probability.
 
     Raises:
         DpcheckError: naming its value.
     """
-    value = number("false_positive_rate", rate)
+    value = number(name, rate)
     if not 0 <= value <= 1:
-        raise DpcheckError(f"false_positive_rate={value!r} is not in [0, 1]", where="false_positive_rates")
+        raise DpcheckError(f"{name}={value!r} is not in [0, 1]", where=name)
     return value
 
 
 def seen(phases: Sequence[Phase], records: int) -> float:
-    """The probability that one of ``records`` records is drawn in a step without noise."""
-    rates = [(phase.sample_rate, phase.steps * records) for phase in phases if not phase.noise_multiplier]
-    if any(rate == 1 for rate, _ in rates):
-        return 1.0
-    return -math.expm1(math.fsum(draws * math.log1p(-rate) for rate, draws in rates))
+    """At most the probability that one of ``records`` records is drawn, and not left out, in a step without noise."""
+    bare = [phase for phase in phases if not phase.noise_multiplier]
+    left_out = math.fsum(phase.steps * phase.cut for phase in bare)
+    if any(phase.sample_rate == 1 for phase in bare):
+        return max(0.0, 1.0 - left_out)
+    log = math.fsum(phase.steps * records * math.log1p(-phase.sample_rate) for phase in bare)
+    return max(0.0, -math.expm1(log) - left_out)
 
 
 def number(name: str, value: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from dpcheck.engine.accounting.accountant import epsilon_bounds
 from dpcheck.engine.accounting.bounds import Phase, check_delta, check_phase, check_unit, number
@@ -25,6 +26,7 @@ def noise_multiplier(
     *,
     adjacency: str = "add-remove",
     records: int = 1,
+    sampling: str = "poisson",
 ) -> float:
     """The smallest sigma, to 1e-4 relative and rounded up, with ``epsilon(sigma, ...).upper <= target_epsilon``.
 
@@ -32,12 +34,12 @@ def noise_multiplier(
         DpcheckError: if no noise reaches the target, or a value is out of range.
     """
     target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
-    check_phase(Phase(1.0, sample_rate, steps))
+    check_phase(Phase(1.0, sample_rate, steps, sampling))
     if steps == 0:
         return 0.0
 
     def spent(sigma: float, quick: bool) -> float:
-        return epsilon_bounds([Phase(sigma, sample_rate, steps)], delta, unit, quick).upper
+        return epsilon_bounds([Phase(sigma, sample_rate, steps, sampling)], delta, unit, quick).upper
 
     low, high = 0.0, 1.0
     while spent(high, True) > target:
@@ -59,6 +61,7 @@ def steps_within(
     *,
     adjacency: str = "add-remove",
     records: int = 1,
+    sampling: str = "poisson",
 ) -> int:
     """A number of steps with ``epsilon(...).upper <= target_epsilon``, and one more would not do; a billion at most.
 
@@ -66,10 +69,10 @@ def steps_within(
         DpcheckError: if not even one step is within the target, or a value is out of range.
     """
     target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
-    phase = check_phase(Phase(noise_multiplier, sample_rate, 1))
+    phase = check_phase(Phase(noise_multiplier, sample_rate, 1, sampling))
 
     def fits(steps: int) -> bool:
-        return epsilon_bounds([Phase(phase.noise_multiplier, phase.sample_rate, steps)], delta, unit).upper <= target
+        return epsilon_bounds([replace(phase, steps=steps)], delta, unit).upper <= target
 
     if not phase.noise_multiplier or not fits(1):
         raise _unreachable(target, f"noise_multiplier={noise_multiplier:g}, sample_rate={sample_rate:g}, steps=1")
@@ -92,6 +95,7 @@ def sample_rate_within(
     *,
     adjacency: str = "add-remove",
     records: int = 1,
+    sampling: str = "poisson",
 ) -> float:
     """The largest rate, to 1e-4 relative and rounded down, with ``epsilon(...).upper <= target_epsilon``.
 
@@ -101,12 +105,12 @@ def sample_rate_within(
         DpcheckError: if no rate above 1e-9 is within the target, or a value is out of range.
     """
     target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
-    sigma = check_phase(Phase(noise_multiplier, 1.0, steps)).noise_multiplier
+    sigma = check_phase(Phase(noise_multiplier, 1.0, steps, sampling)).noise_multiplier
     if steps == 0:
         return 1.0
 
     def spent(inverse: float, quick: bool) -> float:
-        return epsilon_bounds([Phase(sigma, 1 / inverse, steps)], delta, unit, quick).upper
+        return epsilon_bounds([Phase(sigma, 1 / inverse, steps, sampling)], delta, unit, quick).upper
 
     if sigma > 0 and spent(1.0, False) <= target:
         return 1.0

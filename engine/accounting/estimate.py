@@ -120,7 +120,7 @@ def rough_of(composition: Composition, windows: Sequence[Sequence[tuple[float, f
         for piece, window in zip(step.loss.pieces, of_step, strict=True):
             edges = np.linspace(*window, _PANELS + 1)
             panels.append(Panels(piece, (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2))
-        grids.append(Grid(tuple(panels), step.loss.zero).nodes)
+        grids.append(Grid(tuple(panels), step.loss.atoms).nodes)
     losses, log_weights = zip(*grids, strict=True)
     return Rough(losses, log_weights, tuple(step.count for step in composition.steps), composition.gaussian)
 

@@ -124,8 +124,20 @@ class Pair:
 
     def log_density(self, x: Vector) -> Vector:
         """Of P."""
-        density = _log_normal(x, self.mixture.sigma)
+        density = self.log_base(x)
         return density if self.direction == "add" else density + self.mixture.log_ratio(x)
+
+    def log_base(self, x: Vector) -> Vector:
+        """Log density of the outcome without the record."""
+        return _log_normal(x, self.mixture.sigma)
+
+    def base_slope(self, x: Vector) -> Vector:
+        """``|s^2|`` times the slope of :meth:`log_base`."""
+        return np.abs(x)
+
+    def log_base_sup(self, left: Vector, right: Vector, height: Vector) -> Vector:
+        """A bound of the log modulus of that density on the rectangles of :meth:`log_sup`."""
+        return _log_normal(np.clip(0.0, left, right), self.mixture.sigma) + height**2 / (2 * self.mixture.sigma**2)
 
     def slope(self, x: Vector) -> Vector:
         """``|s^2 L'(x)|``."""
@@ -163,8 +175,7 @@ class Pair:
         sector = mixture.largest * angle
         narrow = sector < 3.0
         log_cosine = np.log(np.cos(np.where(narrow, sector, 0.0) / 2))
-        middle = np.clip(0.0, left, right)
-        base = _log_normal(middle, mixture.sigma) + height**2 / (2 * mixture.sigma**2)
+        base = self.log_base_sup(left, right, height)
         if self.direction == "remove":
             real = (t + 1) * mixture.log_ratio(right)
             shift, most = mixture.shift(right), sector
@@ -180,10 +191,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Loss:
-    """A privacy loss: its distribution on pieces, and the mass for which it is zero."""
+    """A privacy loss: its distribution on pieces, and the values that alone have a mass, with that mass."""
 
     pieces: tuple[Pair, ...]
-    zero: float = 0.0
+    atoms: tuple[tuple[float, float], ...] = ()
 
 
 def without_replacement(sigma: float, rate: float) -> Loss:
@@ -198,7 +209,7 @@ def without_replacement(sigma: float, rate: float) -> Loss:
     mixture = Mixture.binomial(sigma / 2, rate, 1)
     # U is zero at 1/2. What is left is (1 - q) (Phi(h) - Phi(-h)), h = 1 / 2s.
     zero = (1 - rate) * float(erf(1 / (2 * mixture.sigma) / math.sqrt(2)))
-    return Loss((Pair(mixture, "remove", 0.5), Pair(mixture, "add", 0.5)), zero)
+    return Loss((Pair(mixture, "remove", 0.5), Pair(mixture, "add", 0.5)), ((0.0, zero),))
 
 
 def _log_normal(x: Vector, sigma: float) -> Vector:

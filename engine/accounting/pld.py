@@ -182,7 +182,7 @@ def curve(composition: Composition, delta: float, attempt: Attempt, near: float 
         tolerance = log_scale + math.log(1e-9 / (step.count * len(steps) * len(of_step)))
         pieces = zip(step.loss.pieces, of_step, strict=True)
         panels = tuple(panels_of(piece, window, t, kernel.cut(t), tolerance) for piece, window in pieces)
-        grids.append(Grid(panels, step.loss.zero))
+        grids.append(Grid(panels, step.loss.atoms))
     tilts = [_tilt(composition, grids, t * ratio, kernel) for ratio in _RATIOS]
     period = _period(tilts, t, epsilon, math.log(1e-5 * delta))
     if sum(grid.size for grid in grids) * period * kernel.cut(t) / (2 * math.pi) > _MOST_WORK:

@@ -10,7 +10,8 @@ from dpcheck.engine import AdaptiveQuantile, accounting
 from dpcheck.engine.accounting import Phase
 from dpcheck.engine.adaptive import Count
 from dpcheck.engine.clipping import Clipper
-from dpcheck.engine.ledger import Ledger, StepRecord
+from dpcheck.engine.ledger import Ledger
+from dpcheck.engine.step_record import StepRecord
 from dpcheck.engine.streams import KeyedStream
 from hypothesis import given
 from hypothesis import strategies as st

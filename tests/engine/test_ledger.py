@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 from dpcheck.engine import accounting
-from dpcheck.engine.ledger import Ledger, StepRecord, new_run
+from dpcheck.engine.ledger import Ledger, new_run
+from dpcheck.engine.step_record import StepRecord
 
 from dpcheck.errors import DpcheckError
 
@@ -142,7 +143,9 @@ def test_a_state_that_is_no_ledger_is_refused(state, says):
     [
         {"sampler": "shuffled"},
         {"sampler": "fixed-size"},
+        {"sampler": "cyclic", "adjacency": "replace-one"},
         {"adjacency": "replace-one"},
+        {"adjacency": "swap"},
         {"noise_multiplier": float("nan")},
         {"noise_multiplier": -1.0},
         {"expected_batch_size": 2000},
@@ -153,7 +156,7 @@ def test_what_the_accountant_cannot_express_enters_no_ledger(tmp_path, change):
     state["entries"][0].update(change)
     ledger = filled(A, path=tmp_path / "ledger.jsonl")
     for attempt in (lambda: ledger.absorb(state), lambda: ledger.append(replace(A, **change))):
-        with pytest.raises(DpcheckError, match=next(iter(change))):
+        with pytest.raises(DpcheckError, match=f"{next(iter(change))}|disagree"):
             attempt()
     assert ledger.entries == Ledger(ledger.path).entries == ((A, 1),)
 
@@ -202,6 +205,35 @@ def test_steps_with_and_without_a_count_are_composed():
         (1.1, 5),
         (pytest.approx((1.1**-2 + 4.0**-2) ** -0.5), 4),
     ]
+
+
+@pytest.mark.parametrize("sampler", ["poisson", "fixed-size"])
+def test_replacing_is_accounted_for_as_replacing(sampler):
+    step = replace(A, adjacency="replace-one", sampler=sampler)
+    ledger = Ledger()
+    ledger.append(step, 100)
+    other = Ledger()
+    other.absorb(ledger.state_dict())
+    phases = [accounting.Phase(1.1, 0.01, 100, sampler)]
+    expected = accounting.epsilon_of(phases, 1e-5, adjacency="replace-one")
+    assert ledger.epsilon(1e-5) == other.epsilon(1e-5) == expected
+    assert expected.lower > accounting.epsilon(1.1, 0.01, 100, 1e-5).upper
+
+
+def test_steps_of_two_adjacencies_have_no_epsilon(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    for step in (A, replace(A, adjacency="replace-one")):
+        filled(step, path=tmp_path / step.adjacency)
+    path.write_text("".join((tmp_path / name).read_text() for name in ("add-remove", "replace-one")))
+    with pytest.raises(DpcheckError, match="differ in adjacency"):
+        Ledger(path)
+
+
+def test_the_clipping_norm_may_change_for_noise_is_relative_to_it():
+    ledger = Ledger()
+    ledger.append(A, 50)
+    ledger.append(replace(A, max_grad_norm=0.1), 50)
+    assert ledger.epsilon(1e-5) == accounting.epsilon(1.1, 0.01, 100, 1e-5)
 
 
 def test_runs_have_different_names():

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from dpcheck.engine import accounting
+from dpcheck.engine.ledger import Ledger
+from dpcheck.engine.step_record import StepRecord
 from white_box import Linear, Loop, make, records, released
 
 from dpcheck.errors import DpcheckError
@@ -145,3 +147,10 @@ def test_a_ledger_of_other_data_is_refused():
     released(engine)
     with pytest.raises(DpcheckError, match=r"13 records; this one has 12"):
         make(records(12)).load_state_dict(engine.state_dict())
+
+
+def test_a_ledger_of_another_adjacency_is_refused(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path).append(StepRecord("a" * 16, 1.0, 1.0, 3, 13, True, adjacency="replace-one"))
+    with pytest.raises(DpcheckError, match="differ in adjacency"):
+        make(records(13), ledger=path)

@@ -119,7 +119,7 @@ def test_transforms_are_within_their_error(
     pair = Pair(Mixture.binomial(sigma, rate, records), direction)
     left, right = pair.window(1e-9)
     panels = panels_of(pair, (left, right), z.real, 60.0, math.log(1e-19))
-    line = compose([(transform_of(Grid((panels,), 0.0), z.real, 60.0, 0.0), 1)], 0.0, z.real, 60.0, 50.0)
+    line = compose([(transform_of(Grid((panels,)), z.real, 60.0, 0.0), 1)], 0.0, z.real, 60.0, 50.0)
     at = round(z.imag / line.spacing)
     z = complex(z.real, at * line.spacing)
     with mpmath.workdps(30):
