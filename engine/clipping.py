@@ -15,10 +15,10 @@ from dpcheck.engine.clipped import Clipped, joined
 from dpcheck.engine.contributions import NotCovered
 from dpcheck.engine.gradients import complete, whole
 from dpcheck.engine.kinds import Clipping, Grouping, grouping_of, kind_of
-from dpcheck.engine.plan import Plan, PlanResult, make_plan, run_plan
+from dpcheck.engine.plan import Plan, PlanResult, compiled, make_plan, run_plan
 from dpcheck.engine.plans import Planned, Plans
 from dpcheck.engine.provable import key_of, provable
-from dpcheck.engine.refusals import NotFinite, check_finite, lacks_memory, no_memory
+from dpcheck.engine.refusals import NotFinite, check_finite, lacks_memory, no_memory, not_compiled
 from torch import Tensor, nn
 
 from dpcheck import inputs
@@ -44,6 +44,7 @@ class Clipper:
             ``vmap(grad)`` of the model, else one sample at a time. The fallbacks evaluate every sample alone.
         memory_budget: bytes that one forward and backward may take, by an estimate: what would take more is computed
             in parts. Of ``vmap`` only the gradients are estimated.
+        compile: plans are compiled (``torch.compile``), at some seconds to minutes for each shape of batch.
 
     Raises:
         DpcheckError: for a model whose samples mix, bad losses; :class:`NotFinite` for gradients that are not finite.
@@ -58,13 +59,14 @@ class Clipper:
         method: Method = "auto",
         clipping: Clipping | str = "flat",
         memory_budget: int | None = None,
+        compile: bool = False,
     ) -> None:
         if not (isinstance(max_grad_norm, int | float) and 0 < max_grad_norm < float("inf")):
             raise DpcheckError(f"max_grad_norm must be a positive number, not {max_grad_norm!r}")
         if method not in ("auto", "graph", "vmap", "single"):
             raise DpcheckError(f"method must be auto, graph, vmap or single, not {method!r}")
         self.model, self.loss_fn, self.max_grad_norm = model, loss_fn, float(max_grad_norm)
-        self.clipping, self.memory_budget = kind_of(clipping), memory_budget
+        self.clipping, self.memory_budget, self.compile = kind_of(clipping), memory_budget, compile
         self._wanted: Method = method
         self.method: str = "undecided" if method == "auto" else method
         self.reason = ""
@@ -133,6 +135,7 @@ class Clipper:
             plan, size = self._make(batch), inputs.batch_size(batch)
             if plan is None:
                 return None
+            plan = compiled(plan) if self.compile else plan
             planned = Planned.of(plan, size, self.memory_budget)
             if planned.at_once < size:
                 log.info("%d of %d samples at once, to keep within the memory budget", planned.at_once, size)
@@ -172,7 +175,7 @@ class Clipper:
             return run_plan(plan, self.model, batch, weights, self.max_grad_norm)
         except RuntimeError as error:
             if not lacks_memory(error):
-                raise
+                raise (not_compiled(error) or error) from error
             if size <= 2:
                 raise no_memory(size) from error
         # Out of the handler: the error holds what the plan had computed so far.

@@ -8,7 +8,8 @@ contraction a site, and what lies downstream of the sites, applied once to the s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Plan:
         sites, contributions: what a person may print (see :mod:`dpcheck.engine.estimates`).
         places: of each site, the ops of the captured graph that it stands for.
         kept: positions of the sites whose contributions are kept until the clip factors are known.
+        compiled: ``module`` by ``torch.compile``, if that was asked for.
     """
 
     module: fx.GraphModule
@@ -55,6 +57,7 @@ class Plan:
     gradients: tuple[str, ...]
     buffers: tuple[str, ...]
     grouping: Grouping
+    compiled: Callable[..., Any] | None = None
 
 
 def make_plan(analysis: Analysis, *, per_sample: bool = False, grouping: Grouping = FLAT) -> Plan:
@@ -71,6 +74,11 @@ def make_plan(analysis: Analysis, *, per_sample: bool = False, grouping: Groupin
     return _Planner(analysis, per_sample, grouping).plan()
 
 
+def compiled(plan: Plan) -> Plan:
+    """The same, its module compiled when it first runs (``torch.compile``)."""
+    return replace(plan, compiled=torch.compile(plan.module, dynamic=False))
+
+
 def run_plan(plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad_norm: float) -> PlanResult:
     """Losses [B], norms [B, G], gradients and the buffers' new values by name; nothing of the model is written."""
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
@@ -78,8 +86,10 @@ def run_plan(plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad
     double = any(p.dtype in (torch.float64, torch.complex128) for p in parameters.values())
     dtype = torch.float64 if double else torch.float32
     with torch.no_grad(), without_autocast():
-        losses, norms, grads, after = plan.module(
-            *parameters.values(), *buffers.values(), *leaves, torch.ones_like(weights), weights.to(dtype), max_grad_norm
+        # As a number it would be compiled in, and again for every other one.
+        bound = max_grad_norm if plan.compiled is None else weights.new_tensor(max_grad_norm, dtype=dtype)
+        losses, norms, grads, after = (plan.module if plan.compiled is None else plan.compiled)(
+            *parameters.values(), *buffers.values(), *leaves, torch.ones_like(weights), weights.to(dtype), bound
         )
     return losses, norms, dict(zip(plan.gradients, grads, strict=True)), dict(zip(plan.buffers, after, strict=True))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dpcheck.capture import first_line
 from dpcheck.errors import DpcheckError
 from dpcheck.facts import Event
 
@@ -67,4 +68,16 @@ def no_memory(size: int) -> DpcheckError:
     return DpcheckError(
         f"memory does not suffice for the gradients of {size} sample{'s' if size > 1 else ''}; nothing was changed",
         next="use a smaller model, shorter sequences or smaller images, or a machine with more memory",
+    )
+
+
+def not_compiled(error: Exception) -> DpcheckError | None:
+    """The refusal for ``error``, if the compiler raised it."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    cause = getattr(error, "inner_exception", error)
+    return DpcheckError(
+        f"the plan cannot be compiled: {type(cause).__name__}: {first_line(cause)}; nothing was changed",
+        where="compile",
+        next="pass compile=False, or install a C++ compiler (on the CPU) or Triton (on a GPU)",
     )

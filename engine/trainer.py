@@ -64,6 +64,7 @@ class PrivacyEngine:
             memory budget. It changes memory and time only.
         memory_budget: bytes that one forward and backward may take, by the plan's estimate; larger physical batches are
             computed in parts. If None, half of what is free now, or no limit with a physical_batch_size.
+        compile: compile the plan of each shape of batch with ``torch.compile``.
         seed: makes samples and noise repeatable. **Such a run is not private.**
         secure: randomness from the operating system and noise on an integer grid (:class:`GridGaussian`); records are
             then computed one at a time.
@@ -96,6 +97,7 @@ class PrivacyEngine:
         steps: int | None = None,
         physical_batch_size: int | None = None,
         memory_budget: int | None = None,
+        compile: bool = False,
         seed: int | None = None,
         secure: bool = False,
         collate_fn: CollateFn | None = None,
@@ -133,9 +135,8 @@ class PrivacyEngine:
         self._grouping = grouping_of(kind, parameters)
         method = checked_method(model, losses, on_device(self._loader.collate(few), parameters)) if check else "auto"
         budget = budget_of(memory_budget, physical_batch_size, next(iter(parameters.values())).device)
-        self._clipper = _clipper(
-            model, losses, max_grad_norm=self._max_grad_norm, method=method, clipping=kind, memory_budget=budget
-        )
+        how = {"method": method, "clipping": kind, "memory_budget": budget, "compile": compile}
+        self._clipper = _clipper(model, losses, max_grad_norm=self._max_grad_norm, **how)
         self._summer = Summer(self._clipper, self._loader, parameters, self._grouping)
         self._streams = self._new_streams()
         self._pending: LogicalBatch | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,23 +22,23 @@ FLOPS_PER_BYTE = 25.0
 # Entries of a row that are squared and added one by one.
 _RUN = 4096
 
-_FORCED: ContextVar[bool | None] = ContextVar("forced", default=None)
+# A list, since the compiler that may trace the samplers does not know context variables.
+_FORCED: list[bool] = []
 
 
 @contextmanager
 def every_site(keep: bool) -> Iterator[None]:
     """Plans made and run here keep the contributions of every site that can, or of none: both are verified."""
-    token = _FORCED.set(keep)
+    _FORCED.append(keep)
     try:
         yield
     finally:
-        _FORCED.reset(token)
+        _FORCED.pop()
 
 
 def chosen(cheaper: bool) -> bool:
     """What the cost model says, unless a form is forced."""
-    forced = _FORCED.get()
-    return cheaper if forced is None else forced
+    return _FORCED[-1] if _FORCED else cheaper
 
 
 @dataclass(frozen=True)

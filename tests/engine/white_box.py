@@ -27,7 +27,7 @@ class Loop:
 
     method, reason = "loop", ""
 
-    def __init__(self, model, loss_fn, *, max_grad_norm, method, clipping="flat", memory_budget=None):
+    def __init__(self, model, loss_fn, *, max_grad_norm, method, clipping="flat", **others):
         self.model, self.loss_fn, self.max_grad_norm = model, loss_fn, max_grad_norm
         self.sizes, self.asked = [], method
 
