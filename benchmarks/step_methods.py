@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from dpcheck.engine.clipping import Clipper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dpcheck import PrivacyEngine
+from dpcheck import PrivacyEngine, kernels
 
 C, SIGMA, LR = 1.0, 1.0, 1e-4
 
@@ -41,8 +44,15 @@ def size_of(batch: Any) -> int:
     return len(pytree.tree_leaves(batch)[0])
 
 
-def engine_step(model: nn.Module, loss_fn: Any, batch: Any, sigma: float) -> Step:
-    """``PrivacyEngine.step`` with everything in it; every record is drawn, and the batch is collated already."""
+def engine_step(
+    model: nn.Module, loss_fn: Any, batch: Any, sigma: float, *, compile: bool = False, libraries: bool = True
+) -> Step:
+    """``PrivacyEngine.step`` with everything in it; every record is drawn, and the batch is collated already.
+
+    Args:
+        compile: the engine's option.
+        libraries: whether oneDNN may take the place of MKL, which the non-private step uses, where it is faster.
+    """
     size = size_of(batch)
     engine = PrivacyEngine(
         model,
@@ -57,13 +67,15 @@ def engine_step(model: nn.Module, loss_fn: Any, batch: Any, sigma: float) -> Ste
         physical_batch_size=size,
         collate_fn=lambda records: batch,
         check=False,
+        compile=compile,
     )
     batches: Iterator[Any] = iter(engine)
 
     def step() -> None:
         for p in model.parameters():
             p.grad = None
-        engine.step(next(batches))
+        with mock.patch.object(kernels, "onednn_is_faster", lambda: False) if not libraries else nullcontext():
+            engine.step(next(batches))
 
     return step
 
@@ -169,6 +181,8 @@ METHODS: dict[str, Make] = {
     "eager": eager,
     "dpcheck": engine_step,
     "no noise": without_noise,
+    "same kernels": partial(engine_step, libraries=False),
+    "compiled": partial(engine_step, compile=True),
     "opacus hooks": opacus("hooks"),
     "opacus functorch": opacus("functorch"),
     "opacus ghost": opacus("ghost"),
