@@ -240,7 +240,10 @@ def check_losses(losses: Any, size: int) -> None:
     Raises:
         DpcheckError: naming the type or shape that was returned.
     """
-    fix = "return one loss per sample, for example F.cross_entropy(logits, y, reduction='none')"
+    fix = (
+        "return one loss per sample, for example F.cross_entropy(logits, y, reduction='none'); "
+        "`dpcheck model.py --fix` writes it where it is sure"
+    )
     if not isinstance(losses, Tensor):
         raise DpcheckError(f"loss_fn returned {type(losses).__name__}, not a tensor of shape [{size}]", next=fix)
     if tuple(losses.shape) != (size,):

@@ -20,6 +20,8 @@ from dpcheck.private_run import train
 from dpcheck.project import options_of
 from dpcheck.report import full, json, source, tables, terminal
 from dpcheck.rewrite.apply import apply
+from dpcheck.rewrite.losses import LossFix, per_sample
+from dpcheck.rewrite.norms import CannotWrite
 from dpcheck.rewrite.plan import plan
 from dpcheck.target import Target, load
 from dpcheck.verification import verify
@@ -42,15 +44,16 @@ class _Run:
         self.options, self.document = options, document
         self.out = terminal(quiet=options.format == "json")
         self.progress = terminal(quiet=options.quiet or options.format == "json")
+        self.loss: LossFix | None = None
 
     def all(self) -> int:
-        options, target = self.options, load(self.options.target)
+        options, target = self.options, self._with_losses(load(self.options.target))
         settings = settings_of(target, options) if options.train else None
         model, report = target.model, self._check(target)
         ok = report.ok
         if options.fix and not report.ok and (options.verify or options.train):
             model, report, ok = self._fix(target)
-        elif options.fix and not report.ok:
+        elif options.fix and (self.loss or not report.ok):
             ok = self._write(target)
         elif options.diff:
             self._diff(target)
@@ -62,7 +65,25 @@ class _Run:
             self._verify(model, target)
         if settings is not None:
             self._train(target, model, settings)
+        if options.diff and self.loss:
+            ok = False  # the file as it is cannot be trained
         return CLEAN if ok or options.exit_zero else FINDINGS
+
+    def _with_losses(self, target: Target) -> Target:
+        """The target, with one loss per sample where ``loss_fn`` returns their mean and can be changed."""
+        if not (self.options.fix or self.options.diff):
+            return target
+        try:
+            self.loss = per_sample(target, unsafe=self.options.unsafe_fixes)
+        except CannotWrite as error:
+            self.progress.print(f"[yellow]not fixed[/] loss_fn: {escape(str(error))}")
+        if self.loss is None:
+            return target
+        change = self.loss.change
+        self.progress.print(
+            f"loss_fn at {escape(str(target.path))}:{self.loss.line}: {change.what} ({change.applicability})"
+        )
+        return self.loss.target
 
     def _check(self, target: Target) -> Report:
         report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
@@ -106,7 +127,7 @@ class _Run:
         """In the file; returns whether a new process finds nothing in it any more."""
         self.progress.rule("fix", style="dim")
         result = self._fixed(target)
-        outcome = apply(target, result, to=self._batch_norm_to(target))
+        outcome = apply(target, result, to=self._batch_norm_to(target), loss=self.loss)
         self.document["fix"]["source"] = source.as_document(outcome.fix, outcome)
         source.show_diff(self.progress, outcome.fix)
         source.show_plan(self.out, outcome.fix, result, done="fixed" if outcome.fresh else "tried")
@@ -115,7 +136,7 @@ class _Run:
 
     def _diff(self, target: Target) -> None:
         result = self._fixed(target)
-        planned = plan(target, result, to=self._batch_norm_to(target))
+        planned = plan(target, result, to=self._batch_norm_to(target), loss=self.loss)
         source.show_diff(self.out, planned)
         source.show_plan(self.out, planned, result)
 

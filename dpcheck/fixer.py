@@ -187,7 +187,7 @@ def _for_findings(subject: _Subject, unsafe: bool, to: BatchNormTo) -> list[_Pla
     for diagnostic in subject.before.diagnostics:
         path = diagnostic.module or ""
         seen = subject.seen.get(path)
-        found = remedy(diagnostic.code, subject.model.get_submodule(path), seen, to)
+        found = remedy(diagnostic.code, subject.model.get_submodule(path), seen, to, _own_buffers(subject, diagnostic))
         if isinstance(found, Remedy):
             plans.setdefault((diagnostic.code, path), _to_apply(diagnostic, found, unsafe))
             continue
@@ -197,6 +197,13 @@ def _for_findings(subject: _Subject, unsafe: bool, to: BatchNormTo) -> list[_Pla
         change = Change(diagnostic.code, path, what, "display-only", False, reason, diagnostic.parameter)
         plans.setdefault((diagnostic.code, path, diagnostic.message), _Plan(change, lambda m: m))
     return list(plans.values())
+
+
+def _own_buffers(subject: _Subject, diagnostic: Diagnostic) -> tuple[str, ...]:
+    """The buffers of the diagnostic's module of which its rule has findings."""
+    same = [d for d in subject.before.diagnostics if (d.code, d.module) == (diagnostic.code, diagnostic.module)]
+    names = [d.buffer.rpartition(".") for d in same if d.buffer is not None]
+    return tuple(dict.fromkeys(name for owner, _, name in names if owner == (diagnostic.module or "")))
 
 
 def _to_apply(diagnostic: Diagnostic, found: Remedy, unsafe: bool) -> _Plan:

@@ -90,7 +90,8 @@ class DataWrittenBuffer(Rule):
 
     Fix safety
     ----------
-    Display only, except running statistics of normalisation layers, which the fixer drops.
+    Unsafe: running statistics of normalisation layers go; another buffer of the module that writes it keeps the value
+    that it has, and what the forward writes there is dropped.
 
     References
     ----------
@@ -99,7 +100,7 @@ class DataWrittenBuffer(Rule):
 
     code: ClassVar[str] = "DP301"
     name: ClassVar[str] = "data-written-buffer"
-    fix: ClassVar[Applicability | None] = "display-only"
+    fix: ClassVar[Applicability | None] = "unsafe"
 
     def scan(self, facts: Facts) -> Iterable[Diagnostic]:
         reported = common.batch_norm_paths(facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from dpcheck.diagnostic import Applicability
 from dpcheck.fixes import batch_norm
+from dpcheck.fixes.buffers import keep_buffers
 from dpcheck.fixes.trial import Seen
 
 BatchNormTo = Literal["group", "layer", "instance", "frozen"]
@@ -36,10 +38,13 @@ class Refusal:
     reason: str
 
 
-def remedy(code: str, module: nn.Module, seen: Seen | None, to: BatchNormTo) -> Remedy | Refusal | None:
+def remedy(
+    code: str, module: nn.Module, seen: Seen | None, to: BatchNormTo, buffers: tuple[str, ...] = ()
+) -> Remedy | Refusal | None:
     """The remedy for a finding of rule ``code`` at ``module``; ``None`` if there is none.
 
     Args:
+        buffers: names of buffers of the module itself of which the rule has findings.
         seen: the layer's first call, if it ran.
         to: what batch norm becomes.
     """
@@ -57,6 +62,9 @@ def remedy(code: str, module: nn.Module, seen: Seen | None, to: BatchNormTo) -> 
     if code == "DP301" and isinstance(module, nn.modules.instancenorm._InstanceNorm):
         what = "track_running_stats=True -> False; in eval mode it will use the sample's own statistics"
         return Remedy(f"{what}. {CHANGES}", "unsafe", _untracked)
+    if code == "DP301" and buffers:
+        what = f"{', '.join(buffers)}: what the forward writes there is dropped, it keeps the value that it has now"
+        return Remedy(f"{what}. {CHANGES}", "unsafe", partial(keep_buffers, names=buffers))
     return None
 
 

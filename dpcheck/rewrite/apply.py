@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dpcheck.fixer import FixResult
 from dpcheck.rewrite.afresh import Fresh, load_afresh
 from dpcheck.rewrite.files import written
+from dpcheck.rewrite.losses import LossFix
 from dpcheck.rewrite.plan import SourceFix, plan
 from dpcheck.target import Target
 
@@ -33,21 +34,23 @@ class _Rejected(Exception):
     pass
 
 
-def apply(target: Target, result: FixResult, *, to: str = "group", judge: Judge = load_afresh) -> Outcome:
+def apply(
+    target: Target, result: FixResult, *, to: str = "group", loss: LossFix | None = None, judge: Judge = load_afresh
+) -> Outcome:
     """Write the edits that have the effect of ``result``; where they fail, try one line with ``dpcheck.fix``.
 
     Args:
         target: as it was loaded before; the files must not have changed since.
-        to: what batch norm becomes.
+        to, loss: as for :func:`dpcheck.rewrite.plan.plan`.
         judge: checks the written file, in a new process.
 
     Raises:
         DpcheckError: if a file cannot be written.
     """
-    outcome = _attempt(target, result, plan(target, result, to=to), judge)
+    outcome = _attempt(target, result, plan(target, result, to=to, loss=loss), judge)
     if outcome.put_back is None or outcome.fix.whole:
         return outcome
-    second = plan(target, result, to=to, only_whole=True)
+    second = plan(target, result, to=to, loss=loss, only_whole=True)
     last = _attempt(target, result, second, judge) if second.whole else outcome
     return outcome if last.put_back is not None else last
 

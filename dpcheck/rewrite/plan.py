@@ -15,6 +15,7 @@ from dpcheck.fixer import Change, FixResult
 from dpcheck.fixes.layers import is_frozen_batch_norm
 from dpcheck.rewrite import norms, sizes, switches
 from dpcheck.rewrite.files import Project
+from dpcheck.rewrite.losses import LossFix
 from dpcheck.rewrite.norms import CannotWrite
 from dpcheck.rewrite.page import Page, base_of, in_order
 from dpcheck.rewrite.references import references, served, tests_of_type
@@ -53,17 +54,20 @@ class SourceFix:
     whole: bool = False
 
 
-def plan(target: Target, result: FixResult, *, to: str = "group", only_whole: bool = False) -> SourceFix:
+def plan(
+    target: Target, result: FixResult, *, to: str = "group", only_whole: bool = False, loss: LossFix | None = None
+) -> SourceFix:
     """The edits of the user's files that have the effect of ``result``.
 
     Args:
+        loss: the edits of the loss with which ``target`` was fixed, if it has some.
         to: what batch norm becomes; as for :func:`dpcheck.fix`.
         only_whole: put the model through ``dpcheck.fix``, and leave everything else as it is.
 
     Raises:
         DpcheckError: if a file cannot be read any more.
     """
-    return _Planner(target, result, to).plan(only_whole)
+    return _Planner(target, result, to).plan(only_whole, loss)
 
 
 class _Planner:
@@ -82,7 +86,7 @@ class _Planner:
         self.sizes = sizes.of_modules(*given) if norm else {}
         self.called = sizes.of_calls(*given) if norm else {}
 
-    def plan(self, only_whole: bool) -> SourceFix:
+    def plan(self, only_whole: bool, loss: LossFix | None) -> SourceFix:
         if only_whole or self.to == "frozen":  # the running statistics are known after the weights are
             self.refused = dict.fromkeys(self.changes, "")
         else:
@@ -92,6 +96,10 @@ class _Planner:
             self._references()
             self._switches()
         whole = bool(self.refused) and self._whole()
+        page = self._page(str(self.target.path)) if loss else None
+        if loss and page:
+            page.edits += loss.edits
+            self.mended[Mended(loss.change, page.source.path, loss.line)] = None
         notes = tuple(self._notes())
         contents = {path: (page.source.data, page.content()) for path, page in self.pages.items() if page.edits}
         return SourceFix(contents, tuple(self.mended), tuple(self.refused.items()), notes, whole)
