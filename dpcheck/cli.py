@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from dpcheck.registry import Rule
 
 CLEAN, FINDINGS, ERROR = 0, 1, 2
+# Of the findings alone; each is a module of dpcheck.report.
+FORMATS = ("concise", "github", "gitlab", "junit", "markdown", "sarif")
 
 _DESCRIPTION = """\
 Checks whether a PyTorch model can be trained with DP-SGD, fixes what it can, verifies per-sample gradients and trains.
@@ -58,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-norm-to", choices=["group", "layer", "instance", "frozen"], help=_BATCH_NORM)
     p.add_argument("--verify", action="store_true", help="compare per-sample gradients with references")
     p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
-    p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")
+    p.add_argument("--format", choices=["full", "json", *FORMATS], default="full", help="of what is printed (full)")
+    p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
     p.add_argument("--exit-zero", action="store_true", help="exit 0 also with findings")
     p.add_argument("--quiet", "-q", action="store_true", help="print findings, results and errors only")
     p.add_argument("--traceback", action="store_true", help="print the traceback of errors")
@@ -98,6 +101,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             "--diff only shows what would change; it excludes --fix, --train, --verify and --format json",
             next="leave --diff out, or leave the others out",
         )
+    if options.format in FORMATS and (options.fix or options.diff or options.train or options.verify or options.show):
+        raise DpcheckError(
+            f"--format {options.format} is of the findings alone; no --fix, --diff, --verify, --train or --show",
+            next="leave the others out, or use --format json",
+        )
+    if options.output_file and options.format == "full":
+        raise DpcheckError("--output-file needs a format other than full", next="add --format json, say")
     return options
 
 

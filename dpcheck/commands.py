@@ -18,7 +18,7 @@ from dpcheck.fixer import FixResult, fix
 from dpcheck.fixes.layers import BatchNormTo
 from dpcheck.private_run import train
 from dpcheck.project import options_of
-from dpcheck.report import full, json, source, tables, terminal
+from dpcheck.report import documents, full, source, tables, terminal
 from dpcheck.rewrite.apply import apply
 from dpcheck.rewrite.losses import LossFix, per_sample
 from dpcheck.rewrite.norms import CannotWrite
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         torch.manual_seed(options.seed)
     if options.format == "full":
         return _Run(options, {}).all()
-    with json.printed() as document:
+    with documents.printed(options.format, options.output_file) as document:
         return _Run(options, document).all()
 
 
@@ -42,8 +42,8 @@ class _Run:
 
     def __init__(self, options: argparse.Namespace, document: dict[str, Any]) -> None:
         self.options, self.document = options, document
-        self.out = terminal(quiet=options.format == "json")
-        self.progress = terminal(quiet=options.quiet or options.format == "json")
+        self.out = terminal(quiet=options.format != "full")
+        self.progress = terminal(quiet=options.quiet or options.format != "full")
         self.loss: LossFix | None = None
 
     def all(self) -> int:

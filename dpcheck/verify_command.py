@@ -6,7 +6,7 @@ from typing import Any
 
 from dpcheck.api import check
 from dpcheck.cli import CLEAN, FINDINGS
-from dpcheck.report import full, json, tables, terminal
+from dpcheck.report import documents, full, tables, terminal
 from dpcheck.target import Target, load
 from dpcheck.verification import verify
 
@@ -20,7 +20,7 @@ def run(text: str, form: str) -> int:
     """
     if form == "full":
         return _run(load(text), {}, quiet=False)
-    with json.printed() as document:
+    with documents.printed() as document:
         return _run(load(text), document, quiet=True)
 
 

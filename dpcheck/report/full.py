@@ -12,12 +12,12 @@ from rich.markup import escape
 from dpcheck.diagnostic import Diagnostic, Location, Report
 
 _COLOURS = {"independent": "green", "mixing": "red", "unproven": "yellow"}
-_MEANING = {
+VERDICT = {
     "independent": "proven: the loss and gradient of every sample depend on that sample alone",
     "mixing": "samples depend on each other: DP-SGD's guarantee would be false",
     "unproven": "nothing was refuted and nothing was proven: not a guarantee",
 }
-_METHOD = {
+METHOD = {
     "graph": "gradients by the graph's samplers",
     "vmap": "gradients by vmap(grad) of the model",
     "single": "gradients one sample at a time",
@@ -37,8 +37,8 @@ def show(console: Console, report: Report, subject: str, *, brief: bool = False)
     count = len(report.diagnostics)
     found = "no findings" if count == 0 else f"{count} finding{'s' * (count != 1)}"
     colour = _COLOURS[report.verdict]
-    console.print(f"{escape(subject)}: [bold {colour}]{report.verdict}[/]: {_MEANING[report.verdict]}")
-    console.print(f"{found}{_fixable(report)}; {_METHOD[report.method]}; {report.seconds:.1f} s")
+    console.print(f"{escape(subject)}: [bold {colour}]{report.verdict}[/]: {VERDICT[report.verdict]}")
+    console.print(f"{found}{_fixable(report)}; {METHOD[report.method]}; {report.seconds:.1f} s")
 
 
 def _fixable(report: Report) -> str:

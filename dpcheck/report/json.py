@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dpcheck import __version__
@@ -25,15 +23,6 @@ def render(document: Mapping[str, Any]) -> str:
     Numbers that are not finite are the strings ``inf``, ``-inf`` and ``nan``.
     """
     return json.dumps({"schema": SCHEMA, "version": __version__, **_plain(document)}, indent=2)
-
-
-@contextlib.contextmanager
-def printed() -> Iterator[dict[str, Any]]:
-    """A document that is printed in the end. Standard output is for it alone, whatever the user's file prints."""
-    document: dict[str, Any] = {}
-    with contextlib.redirect_stdout(sys.stderr):
-        yield document
-    print(render(document))
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,21 @@
+"""One line for each finding, then the verdict."""
+
+from __future__ import annotations
+
+from dpcheck.diagnostic import Report
+from dpcheck.report.places import place_of_finding
+
+
+def render(report: Report, target: str) -> str:
+    """``path:line:column: CODE message`` for each finding."""
+    lines = []
+    for d in report.diagnostics:
+        at = place_of_finding(d, target)
+        where = f"{at.path}:{at.line}" + (f":{at.column}" if at.column is not None else "")
+        lines.append(f"{where}: {d.code} {_line(d.message)}")
+    count = len(report.diagnostics)
+    return "\n".join([*lines, f"{report.verdict}, {count or 'no'} finding{'s' * (count != 1)}"])
+
+
+def _line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() or c.isspace() else "" for c in text).split())

@@ -1,0 +1,64 @@
+"""What a run found, printed or written in one piece when the run is over."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dpcheck.errors import DpcheckError
+from dpcheck.report import json
+
+
+@contextlib.contextmanager
+def printed(format: str = "json", path: str | None = None) -> Iterator[dict[str, Any]]:
+    """A document that is printed in the end, or written to ``path``, and not at all if the run fails.
+
+    Standard output is for it alone, whatever the user's file prints.
+
+    Raises:
+        DpcheckError: if the file cannot be written; before anything runs where that can be told.
+    """
+    if path is not None and (Path(path).is_dir() or not Path(path).resolve().parent.is_dir()):
+        raise DpcheckError(f"no file can be written to {path}", "--output-file", "pass a path in a folder that exists")
+    document: dict[str, Any] = {}
+    with contextlib.redirect_stdout(sys.stderr):
+        yield document
+    text = _rendered(document, format)
+    if path is None:
+        print(text)
+    else:
+        _write(Path(path), text + "\n")
+
+
+def _rendered(document: Mapping[str, Any], format: str) -> str:
+    if format == "json":
+        return json.render(document)
+    # A format that nobody asked for is not loaded.
+    module = importlib.import_module(f"dpcheck.report.{format}")
+    text: str = module.render(document["check"], document["target"])
+    return text
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: another process sees the old file or the new one."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.resolve().parent, delete=False, encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(file.name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        os.replace(file.name, path.resolve())
+    except OSError as error:
+        raise DpcheckError(
+            f"{path} cannot be written: {error.strerror}", "--output-file", "pass another path"
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

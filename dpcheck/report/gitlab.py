@@ -1,0 +1,26 @@
+"""GitLab's code quality report."""
+
+from __future__ import annotations
+
+import json
+
+from dpcheck.diagnostic import Report
+from dpcheck.report.places import place_of_finding, told
+from dpcheck.report.prints import fingerprints
+
+
+def render(report: Report, target: str) -> str:
+    """A JSON list with an entry for each finding; all are critical, since each makes the guarantee false or unknown."""
+    found = []
+    for d, fingerprint in zip(report.diagnostics, fingerprints(report, target), strict=True):
+        at = place_of_finding(d, target)
+        found.append(
+            {
+                "description": f"{d.code} {d.name}: {told(d)}",
+                "check_name": d.code,
+                "fingerprint": fingerprint,
+                "severity": "critical",
+                "location": {"path": at.path, "lines": {"begin": at.line, "end": at.end_line}},
+            }
+        )
+    return json.dumps(found, indent=2)

@@ -1,0 +1,31 @@
+"""JUnit's XML: a test case for the model, or one that failed for each finding."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from dpcheck.diagnostic import Report
+from dpcheck.report.places import place_of_finding, told
+
+
+def render(report: Report, target: str) -> str:
+    """An XML document with one suite."""
+    failed = len(report.diagnostics)
+    count, seconds = {"tests": str(max(1, failed)), "failures": str(failed), "errors": "0"}, f"{report.seconds:.3f}"
+    root = ElementTree.Element("testsuites", {"name": "dpcheck", **count, "time": seconds})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": target, **count, "time": seconds})
+    for d in report.diagnostics:
+        at = place_of_finding(d, target)
+        name = f"{d.code} {d.name} {at.path}:{at.line}"
+        case = ElementTree.SubElement(suite, "testcase", {"name": name, "classname": at.path, "line": str(at.line)})
+        failure = ElementTree.SubElement(case, "failure", {"message": _legal(d.message), "type": d.code})
+        failure.text = _legal(told(d))
+    if not failed:
+        ElementTree.SubElement(suite, "testcase", {"name": report.verdict, "classname": target, "time": seconds})
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def _legal(text: str) -> str:
+    """Without the control characters that XML has no way to write."""
+    return "".join(c for c in text if c in "\t\n\r" or ord(c) >= 0x20)

@@ -1,0 +1,55 @@
+"""Where a finding lies, in the words of other tools: paths below the working folder, columns from 1 in characters."""
+
+from __future__ import annotations
+
+import linecache
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpcheck.diagnostic import Diagnostic, Location
+
+
+@dataclass(frozen=True)
+class Place:
+    """A span of a file; lines and columns count from 1, and ``end_column`` is behind the last character.
+
+    Attributes:
+        path: with slashes, relative to the working folder if it is below it.
+    """
+
+    path: str
+    line: int
+    end_line: int
+    column: int | None = None
+    end_column: int | None = None
+
+
+def place_of(location: Location) -> Place:
+    """The span in characters: Python counts bytes of UTF-8."""
+    end_line = location.end_line or location.line
+    column = _character(location.file, location.line, location.column)
+    end = _character(location.file, end_line, location.end_column)
+    return Place(path_of(location.file), location.line, end_line, column, end if column is not None else None)
+
+
+def place_of_finding(d: Diagnostic, target: str) -> Place:
+    """Its own, or the first line of the target's file for a finding that no line shows."""
+    return Place(path_of(target), 1, 1) if d.location is None else place_of(d.location)
+
+
+def path_of(file: str) -> str:
+    """With slashes, relative to the working folder if it is below it."""
+    relative = os.path.relpath(file)
+    return Path(os.path.abspath(file) if relative.startswith("..") else relative).as_posix()
+
+
+def told(d: Diagnostic) -> str:
+    """The finding in a sentence or two: what is wrong, and what to do."""
+    return f"{d.message}. {d.help}" if d.help else d.message
+
+
+def _character(file: str, line: int, column: int | None) -> int | None:
+    if column is None:
+        return None
+    return len(linecache.getline(file, line).encode()[:column].decode(errors="ignore")) + 1
