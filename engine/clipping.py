@@ -16,7 +16,7 @@ from dpcheck.engine.contributions import NotCovered
 from dpcheck.engine.gradients import complete, whole
 from dpcheck.engine.kinds import Clipping, Grouping, grouping_of, kind_of
 from dpcheck.engine.plan import Plan, PlanResult, compiled, make_plan, run_plan
-from dpcheck.engine.plans import Planned, Plans
+from dpcheck.engine.plans import Planned, Plans, Room
 from dpcheck.engine.provable import key_of, provable
 from dpcheck.engine.refusals import NotFinite, check_finite, lacks_memory, no_memory, not_compiled
 from torch import Tensor, nn
@@ -71,6 +71,7 @@ class Clipper:
         self.method: str = "undecided" if method == "auto" else method
         self.reason = ""
         self._plans = Plans()
+        self._room = Room()
         # Samples at once; halved when memory runs out.
         self._at_most: float = math.inf
 
@@ -90,9 +91,18 @@ class Clipper:
             # The plan needs two samples to tell them apart; the second weighs nothing.
             both = self(inputs.take(batch, [0, 0]), torch.cat([weights, weights.new_zeros(1)]))
             return replace(both.samples(1), grads=both.grads)
-        if size > self._at_most:
-            return self._in_parts(batch, weights, int(self._at_most))
-        planned = self._planned(batch)
+        limit = self._limit(batch, size)
+        if size > limit:
+            return self._in_parts(batch, weights, limit)
+        short, planned = False, None
+        try:
+            planned = self._planned(batch)
+        except Exception as error:
+            short = lacks_memory(error) and size > 2
+            if not short:
+                raise
+        if short:
+            return self._in_parts(batch, weights, self._halve(size))
         if planned is None:
             return self._by_fallback(batch, weights)
         if size > planned.at_once:
@@ -142,6 +152,11 @@ class Clipper:
             self._plans.put(key, planned)
         return planned
 
+    def _limit(self, batch: Any, size: int) -> int:
+        limit = int(min(self._at_most, size))
+        planning = self.memory_budget is not None and self.method in ("undecided", "graph")
+        return self._room.limit(batch, limit, self.memory_budget, self._make) if planning else limit
+
     def _make(self, batch: Any) -> Plan | None:
         analysis = provable(self.model, self.loss_fn, batch)
         if isinstance(analysis, str):
@@ -187,8 +202,9 @@ class Clipper:
         return self._at_most
 
     def _in_parts(self, batch: Any, weights: Tensor, step: int) -> Clipped:
-        """The same sums, of ``step`` samples at a time. Nothing is written before a part is computed."""
+        """The same sums, of at most ``step`` samples at a time. Nothing is written before a part is computed."""
         size, parts = len(weights), list[Clipped]()
+        step = math.ceil(size / math.ceil(size / step))
         for first in range(0, size, step):
             own = list(range(first, min(first + step, size)))
             # The last part is filled up: another size would be another plan.

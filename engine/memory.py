@@ -11,6 +11,9 @@ from dpcheck.engine.sites.convolution import ConvolutionSite
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+# Of the analysis, for every element of the largest value: 637 MiB on the GPT of benchmarks/models.py, 16 on the MLP.
+_BYTES_AN_ELEMENT = 40
+
 
 def peak_bytes(plan: Plan) -> int:
     """Bytes that are alive at most at once during a call, beyond parameters, buffers and batch.
@@ -41,18 +44,26 @@ def samples_within(plan: Plan, size: int, budget: int) -> int:
     """How many of the ``size`` samples of a plan to compute at once, in equal parts: at least 2, or 1 of 1."""
     if size <= 2 or peak_bytes(plan) <= budget:
         return size
-    parts = math.ceil(size / min(max(2, room(plan, size, budget)), size - 1))
+    parts = math.ceil(size / min(max(2, int(_stepping(plan, size, budget))), size - 1))
     return max(2, math.ceil(size / parts))
 
 
 def room(plan: Plan, size: int, budget: int) -> int:
-    """How many samples like the ``size`` of a plan would take ``budget`` bytes; may be 0.
+    """How many samples like the ``size`` of a plan would take ``budget`` bytes, or as much to be planned; may be 0."""
+    return max(0, int(min(_stepping(plan, size, budget), size * budget / max(1, planning_bytes(plan)))))
 
-    What does not grow with their number are the gradients.
-    """
+
+def _stepping(plan: Plan, size: int, budget: int) -> float:
+    # What does not grow with the number of samples are the gradients.
     peak = peak_bytes(plan)
     fixed = min(peak, gradient_bytes(plan))
-    return max(0, int(size * (budget - fixed) / max(1, peak - fixed)))
+    return size * (budget - fixed) / max(1, peak - fixed)
+
+
+def planning_bytes(plan: Plan) -> int:
+    """What the analysis takes at most: a few owners for every element of the largest value, as measured."""
+    values = [t for node in plan.module.graph.nodes for t in pytree.tree_leaves(node.meta.get("val"))]
+    return _BYTES_AN_ELEMENT * max((t.numel() for t in values if isinstance(t, Tensor)), default=0)
 
 
 def gradient_bytes(plan: Plan) -> int:

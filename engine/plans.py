@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dpcheck.engine.memory import samples_within
+from dpcheck.engine.memory import room, samples_within
 from dpcheck.engine.plan import Plan
+
+from dpcheck import inputs
 
 log = logging.getLogger("dpcheck")
 
 KEPT = 32
+# Samples of a plan from which the memory of larger ones is estimated.
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,26 @@ class Planned:
     def of(cls, plan: Plan, size: int, budget: int | None) -> Planned:
         """``budget``: bytes for one call; ``None`` for no limit."""
         return cls(plan, size if budget is None else samples_within(plan, size, budget))
+
+
+class Room:
+    """How many samples to plan for: a plan for a few tells, before one for many takes too much memory itself."""
+
+    def __init__(self) -> None:
+        # Of samples with so many elements, and for any with fewer.
+        self._elements, self._samples = 0, 0
+
+    def limit(self, batch: Any, size: int, budget: int | None, make: Callable[[Any], Plan | None]) -> int:
+        """At most ``size``; a plan for the first :data:`FEW` samples of ``batch`` is made if it has wider ones."""
+        if budget is None or size <= 2 * FEW:
+            return size
+        elements = sum(t[0].numel() for _, t in inputs.tensors(batch))
+        if elements > self._elements:
+            plan = make(inputs.take(batch, range(FEW)))
+            if plan is None:
+                return size
+            self._elements, self._samples = elements, max(FEW, room(plan, FEW, budget))
+        return min(size, self._samples)
 
 
 class Plans:

@@ -11,6 +11,8 @@ from dpcheck.capture import first_line
 from dpcheck.errors import DpcheckError
 from dpcheck.facts import Event
 
+_REFUSALS = ("can't allocate memory", "bad_alloc")
+
 
 class NotFinite(DpcheckError):
     """Losses or gradients that are not finite.
@@ -59,7 +61,7 @@ def mixing(event: Event) -> DpcheckError:
 
 def lacks_memory(error: Exception) -> bool:
     """Whether torch raised ``error`` because memory ran out: on the CPU that is a plain RuntimeError."""
-    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    refused = isinstance(error, RuntimeError) and any(why in str(error) for why in _REFUSALS)
     return refused or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from dpcheck.engine import fallback
+from dpcheck.engine import clipping, fallback
 from dpcheck.engine.available import _free, available, budget_of
 from dpcheck.engine.clipping import Clipper
-from dpcheck.engine.memory import gradient_bytes, peak_bytes, room, samples_within
+from dpcheck.engine.memory import gradient_bytes, peak_bytes, planning_bytes, room, samples_within
+from dpcheck.engine.provable import provable
 from dpcheck.engine.trainer import PrivacyEngine
 from test_clipping import close, definition, network
 from torch import nn
@@ -102,9 +103,46 @@ def test_parts_are_equal_and_at_least_two():
     assert samples_within(plan, 10, 1) == 2
     found = [samples_within(plan, 10, peak * k // 20) for k in range(1, 21)]
     assert found == sorted(found)
-    assert room(plan, 10, peak) == 10
-    assert room(plan, 10, gradient_bytes(plan) + 3 * (peak - gradient_bytes(plan))) == 30
+    planning = planning_bytes(plan)
+    assert room(plan, 10, gradient_bytes(plan) + 3 * max(peak, planning)) >= 30
+    assert room(plan, 10, planning) <= 10
     assert room(plan, 10, gradient_bytes(plan) - 1) == 0
+
+
+def test_no_plan_is_made_for_more_samples_than_there_is_room_for(monkeypatch):
+    """Planning for many takes more memory than planning for a few."""
+    planned, model, x = [], nn.Linear(6, 4), torch.randn(60, 9, 6)
+
+    def noting(model, loss_fn, batch):
+        planned.append(tuple(batch[0].shape[:2]))
+        return provable(model, loss_fn, batch)
+
+    monkeypatch.setattr(clipping, "provable", noting)
+    few = Clipper(model, output_losses, max_grad_norm=1.0).plan((x[:8],))
+    clipper = Clipper(model, output_losses, max_grad_norm=1.0, memory_budget=room_for(20, few))
+    planned.clear()
+    for length in (9, 5, 9, 7):
+        clipper((x[:, :length],))
+    assert planned == [(8, 9), (20, 9), (20, 5), (20, 7)]
+
+
+def room_for(samples, few):
+    return next(budget for budget in range(0, 10**7, 500) if room(few, 8, budget) >= samples)
+
+
+@pytest.mark.parametrize("reason", ["DefaultCPUAllocator: can't allocate memory", "std::bad_alloc"])
+def test_planning_that_runs_out_of_memory_is_repeated_with_fewer(reason, monkeypatch, caplog):
+    def hungry(model, loss_fn, batch):
+        if len(batch[0]) > 4:
+            raise RuntimeError(reason)
+        return provable(model, loss_fn, batch)
+
+    monkeypatch.setattr(clipping, "provable", hungry)
+    model, x = network(), torch.randn(12, 2, 4, dtype=torch.float64)
+    clipper = Clipper(model, output_losses, max_grad_norm=0.5)
+    close(clipper((x,)), definition(model, output_losses, (x,), 0.5, torch.ones(12)))
+    assert clipper.method == "graph"
+    assert "out of memory with 12 samples" in caplog.text
 
 
 @pytest.mark.parametrize("budget", [None, 1])
