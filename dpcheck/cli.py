@@ -31,6 +31,7 @@ The file is run: check only files that you trust.
   dpcheck model.py --fix --unsafe-fixes --train fix, verify, train privately
   dpcheck plan model.py                         how norms and clipped sums are computed, and what they cost
   dpcheck verify model.py                       per-sample gradients against references, parameter by parameter
+  dpcheck budget --help                         plans noise and steps for an epsilon, or reads a ledger
   dpcheck rule DP101                            what a rule finds and why; `dpcheck rule --all` lists them"""
 _TARGET = """\
 defines a model, loss_fn(model, batch) and sample_batch();
@@ -121,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _plan(arguments[1:])
         if arguments[:1] == ["verify"]:
             return _verify(arguments[1:])
+        if arguments[:1] == ["budget"]:
+            return _budget(arguments[1:])
         options = parse(arguments)
         from dpcheck.commands import run
 
@@ -194,6 +197,26 @@ def _verify(arguments: list[str]) -> int:
     from dpcheck.verify_command import run
 
     return run(options.target, options.format)
+
+
+def _budget(arguments: list[str]) -> int:
+    p = _Parser("dpcheck budget", description="What a run would spend, or what a ledger's steps have spent.")
+    p.add_argument("--dataset-size", type=int, metavar="N", help="records, or users")
+    p.add_argument("--batch-size", type=int, metavar="B", help="expected; a record is drawn at rate B / N (256)")
+    p.add_argument("--epochs", type=float, metavar="E", help="expected passes over the data")
+    p.add_argument("--steps", type=int, metavar="T", help="instead of --epochs")
+    p.add_argument("--target-epsilon", type=float, metavar="E", help="the noise is calibrated for it")
+    p.add_argument("--noise-multiplier", type=float, metavar="S", help="instead of --target-epsilon")
+    p.add_argument("--delta", type=float, metavar="D", help="1e-5, or 1 / (10 N) if that is less")
+    p.add_argument("--records", type=int, default=1, metavar="K", help="of a user, at most (1)")
+    p.add_argument("--ledger", metavar="PATH", help="what its steps have spent, in the place of a plan")
+    p.add_argument("--svg", metavar="PATH", help="write both curves")
+    p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")
+    p.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    options = p.parse_args(arguments)
+    from dpcheck.budget_command import run
+
+    return run(options)
 
 
 def _explain(console: Console, rule: Rule) -> None:

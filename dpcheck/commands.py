@@ -51,8 +51,9 @@ class _Run:
         settings = settings_of(target, options) if options.train else None
         model, report = target.model, self._check(target)
         ok = report.ok
-        if options.fix and not report.ok and (options.verify or options.train):
-            model, report, ok = self._fix(target)
+        if options.fix and (options.verify or options.train):
+            # In memory, as the loss is already.
+            model, report, ok = (model, report, ok) if report.ok else self._fix(target)
         elif options.fix and (self.loss or not report.ok):
             ok = self._write(target)
         elif options.diff:

@@ -169,11 +169,6 @@ BAD_FILES = {
         HEAD,
         "disagree about the number of samples",
     ),
-    "a mean loss": (
-        CLEAN_MODEL + "def loss_fn(model, batch): return F.cross_entropy(model(batch[0]), batch[1])\n",
-        HEAD,
-        "loss of shape [], not [6]",
-    ),
     "a loss for each class": (
         CLEAN_MODEL + "def loss_fn(model, batch): return model(batch[0])\n",
         HEAD,
@@ -199,6 +194,28 @@ def test_bad_files_are_named_with_a_next_step(case: str, write: Write, run: Call
     assert "next:" in ran.err
     assert "Traceback" not in ran.err + ran.out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.py"]
+
+
+MEAN_LOSS = CLEAN_MODEL + "def loss_fn(model, batch): return F.cross_entropy(model(batch[0]), batch[1])\n"
+
+
+def test_a_mean_loss_is_an_error_without_fix(write: Write, run: Callable[..., Ran]) -> None:
+    ran = run(write(MEAN_LOSS), "--train")
+    assert ran.code == ERROR
+    assert "loss of shape [], not [6]" in ran.err
+    assert "next:" in ran.err
+
+
+def test_a_mean_loss_is_mended_in_memory_for_training(write: Write, run: Callable[..., Ran], tmp_path: Path) -> None:
+    """The file defines its loss twice: the last one counts."""
+    path = write(MEAN_LOSS)
+    before = (tmp_path / path).read_text()
+    ran = run(path, "--fix", "--train", "--no-baseline", "--save", "w.pt")
+    assert ran.code == CLEAN, ran.err
+    assert (tmp_path / "w.pt").exists()
+    assert (tmp_path / path).read_text() == before
+    assert run(path, "--fix").code == CLEAN
+    assert 'reduction="none"' in (tmp_path / path).read_text().splitlines()[-1]
 
 
 BAD_OPTIONS = {

@@ -33,7 +33,7 @@ def printed(format: str = "json", path: str | None = None) -> Iterator[dict[str,
     if path is None:
         print(text)
     else:
-        _write(Path(path), text + "\n")
+        write(Path(path), text + "\n", "--output-file")
 
 
 def _rendered(document: Mapping[str, Any], format: str) -> str:
@@ -45,17 +45,19 @@ def _rendered(document: Mapping[str, Any], format: str) -> str:
     return text
 
 
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: another process sees the old file or the new one."""
+def write(path: Path, text: str, option: str) -> None:
+    """Whole or not at all: another process sees the old file or the new one.
+
+    Raises:
+        DpcheckError: if that is not possible, naming the ``option`` that gave the path.
+    """
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.resolve().parent, delete=False, encoding="utf-8") as file:
             file.write(text)
         os.chmod(file.name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(file.name, path.resolve())
     except OSError as error:
-        raise DpcheckError(
-            f"{path} cannot be written: {error.strerror}", "--output-file", "pass another path"
-        ) from error
+        raise DpcheckError(f"{path} cannot be written: {error.strerror}", option, "pass another path") from error
 
 
 def _umask() -> int:

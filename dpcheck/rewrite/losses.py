@@ -110,7 +110,8 @@ def _source(target: Target) -> tuple[SourceFile, ast.FunctionDef]:
     if not Project.of(target.path).holds(str(path)):
         raise CannotWrite("the file is outside the project")
     source = SourceFile(path)
-    for node in source.tree.body:
+    # Of several the last one counts.
+    for node in reversed(source.tree.body):
         if isinstance(node, ast.FunctionDef) and node.name == "loss_fn":
             return source, node
     raise CannotWrite("the file does not define loss_fn by a function of its own")
@@ -160,7 +161,7 @@ def _with(source: SourceFile, edits: tuple[Edit, ...], target: Target) -> Target
         return None
     space = dict(vars(target.module))
     wanted = [n for n in tree.body if isinstance(n, ast.Assign) and _is_criterion(n, space)]
-    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "loss_fn")
+    function = next(n for n in reversed(tree.body) if isinstance(n, ast.FunctionDef) and n.name == "loss_fn")
     exec(compile(ast.Module([*wanted, function], []), str(source.path), "exec"), space)
     return replace(target, loss_fn=space["loss_fn"])
 
