@@ -111,7 +111,8 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, gates: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         hiddens, cells, active, squashed = torch.ops.dpcheck.lstm(gates, weight, hidden, cell)
         ctx.save_for_backward(weight, hiddens, cells, active, squashed)
-        return hiddens[1:], cells[-1]
+        # Copies, which a model may write to.
+        return hiddens[1:].clone(), cells[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

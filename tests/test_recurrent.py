@@ -66,6 +66,22 @@ def test_samplers(options):
     assert_sampler_correct(model, torch.randn(5, 6, 3, dtype=torch.float64), method="graph")
 
 
+class Residual(nn.LSTM):
+    """Writes to what the layer returns."""
+
+    def forward(self, x: Tensor) -> Any:
+        out, (hidden, cell) = super().forward(x)
+        out += x
+        cell *= 2
+        return out, (hidden, cell)
+
+
+def test_outputs_may_be_written_to():
+    torch.manual_seed(0)
+    model, x = Residual(3, 3, batch_first=True).double(), torch.randn(4, 5, 3, dtype=torch.float64)
+    assert_sampler_correct(model, x, method="graph")
+
+
 def test_a_batch_taken_for_time_mixes():
     report = dpcheck.check(nn.LSTM(3, 4), _loss, torch.randn(5, 6, 3))
     assert report.verdict == "mixing"
