@@ -280,6 +280,7 @@ def make_model():
 
 def make_model():
     norm = skip_init(nn.BatchNorm2d, 8)
+    norm.reset_parameters()
     return nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Flatten(), nn.Linear(8 * 36, 3))
 ''' + tail(),
     "name in a string, in a function": HEAD + '''
