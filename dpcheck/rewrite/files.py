@@ -31,6 +31,8 @@ class Project:
 
     def holds(self, file: str) -> bool:
         """Whether a file, its links followed, lies in the project and was not installed there."""
+        if file.startswith("<"):  # code that no file holds, such as the import system's
+            return False
         path = os.path.realpath(file)
         return path.startswith(str(self.root) + os.sep) and not is_library(path) and not is_ours(path)
 

@@ -173,6 +173,16 @@ def test_the_project_is_the_nearest_folder_that_looks_like_one() -> None:
     assert Project.of(model).root == Path("a").resolve()
     assert Project.of(model).holds("a/c.py") and not Project.of(model).holds("d.py")
     assert not Project.of(model).holds("a/.venv/lib/site-packages/x.py")
+    assert not Project(Path.cwd()).holds("<frozen importlib._bootstrap>")
+
+
+def test_a_class_that_is_passed_around_at_the_top_of_a_file_is_replaced() -> None:
+    """Where the model is built while the file is imported, the import system's own code is among the callers."""
+    norm = "\n\ndef layer(norm=nn.BatchNorm1d):\n    return norm(8)\n\n\nmodel ="
+    path = file(MODEL.replace("\nmodel =", norm).replace("nn.BatchNorm1d(8), nn.Linear", "layer(), nn.Linear"))
+    outcome = fixed("m.py")
+    assert outcome.put_back is None and not outcome.fix.whole
+    assert "def layer(norm=GroupNorm1d):" in path.read_text(encoding="utf-8")
 
 
 def test_a_span_that_also_serves_a_frozen_layer_is_refused() -> None:
