@@ -38,7 +38,7 @@ def _budget(options: argparse.Namespace) -> Budget:
             )
         if not Path(options.ledger).is_file():
             raise DpcheckError(f"there is no ledger {options.ledger}", where="--ledger", next="pass ledger=PATH's file")
-        return spent(Ledger(options.ledger), options.delta)
+        return spent(Ledger.read(options.ledger), options.delta)
     if options.dataset_size is None:
         raise DpcheckError("the number of records is missing", next="add --dataset-size N, or pass --ledger PATH")
     return planned(

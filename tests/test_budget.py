@@ -96,3 +96,14 @@ def test_no_noise_and_a_delta_that_is_too_large_are_said(capsys: pytest.CaptureF
 def test_what_cannot_be_is_refused_by_name_and_value(options, says, capsys):
     assert main(["budget", *options]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_ledger_that_is_being_written_to_is_read_and_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(RECORD, 3)
+    with ledger.path.open("a") as file:
+        file.write('{"run": "ru')
+    before = ledger.path.read_bytes()
+    assert main(["budget", "--ledger", str(ledger.path), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["budget"]["steps"] == 3
+    assert ledger.path.read_bytes() == before
