@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpcheck.engine.accounting import Bounds, Phase, epsilon_of, noise_multiplier, rdp_epsilon
-from dpcheck.engine.ledger import Entries, Ledger, phases_of
-from dpcheck.engine.step_record import adjacency_of
+from dpcheck.engine.ledger import Ledger, phases_of
+from dpcheck.engine.settings import steps_of
+from dpcheck.engine.step_record import StepRecord, adjacency_of
 from dpcheck.errors import DpcheckError
 
+Taken = tuple[tuple[StepRecord, int], ...]
 _POINTS = 10
 _DELTAS = tuple(10.0**-k for k in range(3, 13))
 
@@ -78,7 +80,7 @@ def planned(
     if epochs is not None:
         if not 0 < epochs < math.inf:
             raise DpcheckError(f"--epochs {epochs} is not a positive number", where="--epochs")
-        steps = math.ceil(epochs * dataset_size / batch_size - 1e-9)
+        steps = steps_of(epochs, dataset_size, batch_size)
     assert steps is not None
     if steps < 1:
         raise DpcheckError(f"--steps {steps} is not positive", where="--steps")
@@ -86,8 +88,7 @@ def planned(
         noise = noise_multiplier(target_epsilon, rate, steps, delta, records=records)
     assert noise is not None
     phase = Phase(noise, rate, steps)
-    at = sorted({1, *(math.ceil(steps * i / _POINTS) for i in range(1, _POINTS + 1))})
-    parts = [(n, (Phase(noise, rate, n),)) for n in at]
+    parts = [(n, (Phase(noise, rate, n),)) for n in _points(steps)]
     rdp = rdp_epsilon(noise, rate, steps, delta) if records == 1 and noise > 0 else None
     return _budget(dataset_size, (phase,), parts, delta, "add-remove", records, rdp)
 
@@ -104,12 +105,9 @@ def spent(ledger: Ledger, delta: float | None) -> Budget:
         why = "holds no step" if not sizes else f"is of data sets with {' and '.join(map(str, sorted(sizes)))} records"
         raise DpcheckError(f"the ledger {why}", where="--ledger", next="pass the ledger of one data set")
     (size,) = sizes
-    steps, parts = ledger.steps(), list[tuple[int, tuple[Phase, ...]]]()
-    for n in sorted({1, *(math.ceil(steps * i / _POINTS) for i in range(1, _POINTS + 1))}):
-        parts.append((n, phases_of(tuple(_first(list(entries), n)))))
-    return _budget(
-        size, ledger.phases(), parts, delta or usual_delta(size), adjacency_of(record for record, _ in entries), 1, None
-    )
+    parts = [(n, phases_of(_first(entries, n))) for n in _points(ledger.steps())]
+    delta = usual_delta(size) if delta is None else delta
+    return _budget(size, ledger.phases(), parts, delta, adjacency_of(record for record, _ in entries), 1, None)
 
 
 def usual_delta(dataset_size: int) -> float:
@@ -142,14 +140,19 @@ def _budget(
     )
 
 
-def _first(entries: Entries, steps: int) -> Entries:
-    found: Entries = []
+def _points(steps: int) -> list[int]:
+    """Numbers of steps at which to look, the last being all."""
+    return sorted({1, *(math.ceil(steps * i / _POINTS) for i in range(1, _POINTS + 1))})
+
+
+def _first(entries: Taken, steps: int) -> Taken:
+    found = []
     for record, count in entries:
         taken = min(count, steps)
         if taken:
             found.append((record, taken))
         steps -= taken
-    return found
+    return tuple(found)
 
 
 def _one_of(first: str, a: object, second: str, b: object) -> None:

@@ -36,8 +36,6 @@ def _budget(options: argparse.Namespace) -> Budget:
                 f"--{given[0].replace('_', '-')} has no effect with --ledger, which says what was spent",
                 next="leave one of them out",
             )
-        if not Path(options.ledger).is_file():
-            raise DpcheckError(f"there is no ledger {options.ledger}", where="--ledger", next="pass ledger=PATH's file")
         return spent(Ledger.read(options.ledger), options.delta)
     if options.dataset_size is None:
         raise DpcheckError("the number of records is missing", next="add --dataset-size N, or pass --ledger PATH")

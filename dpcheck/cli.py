@@ -7,12 +7,13 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 from rich.console import Console
 
 from dpcheck import __version__
+from dpcheck.diagnostic import BatchNormTo
 from dpcheck.errors import DpcheckError
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--unsafe-fixes", action="store_true", help="also fixes that change the function (BatchNorm)")
     p.add_argument("--diff", action="store_true", help="show what --fix would write, and stop")
-    p.add_argument("--batch-norm-to", choices=["group", "layer", "instance", "frozen"], help=_BATCH_NORM)
+    p.add_argument("--batch-norm-to", choices=get_args(BatchNormTo), help=_BATCH_NORM)
     p.add_argument("--verify", action="store_true", help="compare per-sample gradients with references")
     p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
-    p.add_argument("--format", choices=["full", "json", *FORMATS], default="full", help="of what is printed (full)")
+    _add_format(p, *FORMATS)
     p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
     p.add_argument("--exit-zero", action="store_true", help="exit 0 also with findings")
     p.add_argument("--quiet", "-q", action="store_true", help="print findings, results and errors only")
@@ -116,14 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 clean or all fixed, 1 findings, 2 usage or internal error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments[:1] == ["rule"]:
-            return _rule(arguments[1:])
-        if arguments[:1] == ["plan"]:
-            return _plan(arguments[1:])
-        if arguments[:1] == ["verify"]:
-            return _verify(arguments[1:])
-        if arguments[:1] == ["budget"]:
-            return _budget(arguments[1:])
+        command = _COMMANDS.get(arguments[0]) if arguments else None
+        if command is not None:
+            return command(arguments[1:])
         options = parse(arguments)
         from dpcheck.commands import run
 
@@ -157,16 +153,14 @@ def _complain(error: DpcheckError, arguments: list[str]) -> None:
 def _rule(arguments: list[str]) -> int:
     from dpcheck.rules import RULES, by_code
 
-    p = _Parser("dpcheck rule", description="What a rule finds, why, and what to use instead.")
+    p = _command("rule", "What a rule finds, why, and what to use instead.")
     p.add_argument("code", nargs="?", help="such as DP101 or batch-norm")
     p.add_argument("--all", action="store_true", help="list all rules")
-    p.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     options = p.parse_args(arguments)
     console = Console(highlight=False, emoji=False)
     if options.all:
         for rule in sorted(RULES, key=lambda r: r.code):
-            summary = (type(rule).__doc__ or "").strip().splitlines()[0]
-            console.print(f"[bold]{rule.code}[/] {rule.name}: {summary}", soft_wrap=True)
+            console.print(f"[bold]{rule.code}[/] {rule.name}: {rule.summary()}", soft_wrap=True)
         return CLEAN
     if options.code is None:
         raise DpcheckError("no rule was named", next="dpcheck rule DP101, or dpcheck rule --all")
@@ -174,11 +168,20 @@ def _rule(arguments: list[str]) -> int:
     return CLEAN
 
 
-def _for_a_file(command: str, what: str) -> _Parser:
-    p = _Parser(f"dpcheck {command}", description=what)
-    p.add_argument("target", metavar="FILE[:SYMBOL]", help="as for dpcheck FILE")
+def _command(name: str, what: str) -> _Parser:
+    p = _Parser(f"dpcheck {name}", description=what)
     p.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     return p
+
+
+def _for_a_file(name: str, what: str) -> _Parser:
+    p = _command(name, what)
+    p.add_argument("target", metavar="FILE[:SYMBOL]", help="as for dpcheck FILE")
+    return p
+
+
+def _add_format(p: argparse.ArgumentParser, *others: str) -> None:
+    p.add_argument("--format", choices=["full", "json", *others], default="full", help="of what is printed (full)")
 
 
 def _plan(arguments: list[str]) -> int:
@@ -192,7 +195,7 @@ def _plan(arguments: list[str]) -> int:
 def _verify(arguments: list[str]) -> int:
     what = "Compares the engine's per-sample gradients, norms and clipped sum with vmap(grad) and each sample alone."
     p = _for_a_file("verify", what)
-    p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")
+    _add_format(p)
     options = p.parse_args(arguments)
     from dpcheck.verify_command import run
 
@@ -200,7 +203,7 @@ def _verify(arguments: list[str]) -> int:
 
 
 def _budget(arguments: list[str]) -> int:
-    p = _Parser("dpcheck budget", description="What a run would spend, or what a ledger's steps have spent.")
+    p = _command("budget", "What a run would spend, or what a ledger's steps have spent.")
     p.add_argument("--dataset-size", type=int, metavar="N", help="records, or users")
     p.add_argument("--batch-size", type=int, metavar="B", help="expected; a record is drawn at rate B / N (256)")
     p.add_argument("--epochs", type=float, metavar="E", help="expected passes over the data")
@@ -211,17 +214,19 @@ def _budget(arguments: list[str]) -> int:
     p.add_argument("--records", type=int, default=1, metavar="K", help="of a user, at most (1)")
     p.add_argument("--ledger", metavar="PATH", help="what its steps have spent, in the place of a plan")
     p.add_argument("--svg", metavar="PATH", help="write both curves")
-    p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")
-    p.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    _add_format(p)
     options = p.parse_args(arguments)
     from dpcheck.budget_command import run
 
     return run(options)
 
 
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {"rule": _rule, "plan": _plan, "verify": _verify, "budget": _budget}
+
+
 def _explain(console: Console, rule: Rule) -> None:
     console.print(f"[bold]{rule.code} {rule.name}[/]\n")
-    for title, text in type(rule).sections().items():
+    for title, text in rule.sections().items():
         console.print(f"[bold]{title}[/]")
         console.print(textwrap.indent(text, "  "), markup=False, soft_wrap=True)
         console.print()

@@ -12,10 +12,9 @@ from torch import nn
 from dpcheck.api import check
 from dpcheck.cli import CLEAN, FINDINGS
 from dpcheck.config import Settings, settings_of
-from dpcheck.diagnostic import Report
+from dpcheck.diagnostic import BatchNormTo, Report
 from dpcheck.errors import DpcheckError
 from dpcheck.fixer import FixResult, fix
-from dpcheck.fixes.layers import BatchNormTo
 from dpcheck.private_run import train
 from dpcheck.project import options_of
 from dpcheck.report import documents, full, source, tables, terminal
@@ -97,19 +96,19 @@ class _Run:
     def _fix(self, target: Target) -> tuple[nn.Module, Report, bool]:
         """In memory, to verify or train at once; the file stays as it is. Also whether all is well then."""
         self.progress.rule("fix", style="dim")
-        result = self._fixed(target)
+        result = self._fixed(target, self._batch_norm_to(target))
         tables.show_changes(self.progress, result)
         self.progress.print(f"this is a copy in memory; to change {escape(str(target.path))}, use --fix by itself")
         full.show(self.out, result.report, "after the fixes", brief=self.options.quiet)
         return result.model, result.report, result.ok
 
-    def _fixed(self, target: Target) -> FixResult:
+    def _fixed(self, target: Target, to: BatchNormTo) -> FixResult:
         result = fix(
             target.model,
             target.loss_fn,
             target.batch,
             unsafe=self.options.unsafe_fixes,
-            batch_norm_to=self._batch_norm_to(target),
+            batch_norm_to=to,
             unit=target.unit,
         )
         self.document["fix"] = {
@@ -127,17 +126,19 @@ class _Run:
     def _write(self, target: Target) -> bool:
         """In the file; returns whether a new process finds nothing in it any more."""
         self.progress.rule("fix", style="dim")
-        result = self._fixed(target)
-        outcome = apply(target, result, to=self._batch_norm_to(target), loss=self.loss)
-        self.document["fix"]["source"] = source.as_document(outcome.fix, outcome)
+        to = self._batch_norm_to(target)
+        result = self._fixed(target, to)
+        outcome = apply(target, result, to=to, loss=self.loss)
+        self.document["fix"]["source"] = source.as_document(outcome)
         source.show_diff(self.progress, outcome.fix)
         source.show_plan(self.out, outcome.fix, result, done="fixed" if outcome.fresh else "tried")
         source.show_outcome(self.out, outcome)
         return outcome.fresh is not None and outcome.fresh.ok
 
     def _diff(self, target: Target) -> None:
-        result = self._fixed(target)
-        planned = plan(target, result, to=self._batch_norm_to(target), loss=self.loss)
+        to = self._batch_norm_to(target)
+        result = self._fixed(target, to)
+        planned = plan(target, result, to=to, loss=self.loss)
         source.show_diff(self.out, planned)
         source.show_plan(self.out, planned, result)
 

@@ -8,6 +8,8 @@ from typing import Literal
 Verdict = Literal["independent", "mixing", "unproven"]
 Status = Literal["covered", "fallback", "mixed", "no-gradient", "frozen"]
 Applicability = Literal["safe", "unsafe", "display-only"]
+# What a fix makes of batch norm.
+BatchNormTo = Literal["group", "layer", "instance", "frozen"]
 
 
 @dataclass(frozen=True)

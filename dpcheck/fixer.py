@@ -11,12 +11,12 @@ from torch import nn
 from dpcheck.api import check
 from dpcheck.capture import LossFn, first_line, run_losses
 from dpcheck.determinism import FixedChance
-from dpcheck.diagnostic import Applicability, Diagnostic, Report
+from dpcheck.diagnostic import Applicability, BatchNormTo, Diagnostic, Report
 from dpcheck.errors import DpcheckError
 from dpcheck.fixes import batch_norm
 from dpcheck.fixes.batch_norm import freeze_batch_norm
 from dpcheck.fixes.copying import duplicate, replace_everywhere
-from dpcheck.fixes.layers import BatchNormTo, Refusal, Remedy, is_frozen_batch_norm, remedy
+from dpcheck.fixes.layers import Refusal, Remedy, is_frozen_batch_norm, remedy
 from dpcheck.fixes.optimizer import repoint
 from dpcheck.fixes.trial import Seen, judge, observe, why_broken
 from dpcheck.inputs import batch_size

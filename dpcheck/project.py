@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from dpcheck.diagnostic import BatchNormTo
 from dpcheck.errors import DpcheckError
 from dpcheck.rewrite.files import Project
 
 # Key -> the values that it may have; the keys are the command's long options.
-_KEYS = {"batch-norm-to": ("group", "layer", "instance", "frozen")}
+_KEYS = {"batch-norm-to": get_args(BatchNormTo)}
 
 
 def options_of(file: Path) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class Rule:
         return ()
 
     @classmethod
+    def summary(cls) -> str:
+        """The first line of its documentation."""
+        return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+
+    @classmethod
     def sections(cls) -> dict[str, str]:
         """The documentation of the rule, by section title."""
         text = inspect.cleandoc(cls.__doc__ or "")

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from dpcheck.errors import DpcheckError
 from dpcheck.fixes.copying import duplicate
+from dpcheck.fixes.mixing import mixed
 
 PLAIN = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
 CALLS = frozenset({F.batch_norm, torch.batch_norm})
@@ -134,7 +135,7 @@ def to_group_norm(module: nn.Module, groups: int) -> nn.Module:
 def calls_to_group_norm(module: nn.Module, groups: int) -> nn.Module:
     """The module itself, whose forward gets group norm where it calls batch norm; it uses no running statistics."""
     module.dpcheck_groups = groups  # type: ignore[assignment]
-    return _mixed(module, _GroupNormInside, "WithGroupNorm")
+    return mixed(module, _GroupNormInside, "WithGroupNorm")
 
 
 def to_frozen(module: nn.Module) -> nn.Module:
@@ -142,7 +143,7 @@ def to_frozen(module: nn.Module) -> nn.Module:
     if type(module) in PLAIN:
         return _like(FrozenBatchNorm(module), module)
     module.training = False
-    return _mixed(module, FrozenInside, "Frozen")
+    return mixed(module, FrozenInside, "Frozen")
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
@@ -179,12 +180,6 @@ def drop_statistics(module: nn.Module) -> None:
         if name in module._buffers:
             module._buffers[name] = None
     module.track_running_stats = False  # type: ignore[assignment]
-
-
-def _mixed(module: nn.Module, mixin: type, suffix: str) -> nn.Module:
-    kind = type(module)
-    module.__class__ = type(f"{kind.__name__}{suffix}", (mixin, kind), {"__module__": kind.__module__})
-    return module
 
 
 def _like(new: nn.Module, old: nn.Module) -> nn.Module:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from dpcheck.fixes.mixing import mixed
+
 
 class _KeptBuffers:
     """Mixed into a module: its own forward, on copies of some buffers that are thrown away afterwards."""
@@ -24,7 +26,5 @@ class _KeptBuffers:
 
 def keep_buffers(module: nn.Module, names: tuple[str, ...]) -> nn.Module:
     """The module itself, whose forward leaves the buffers ``names`` as they are."""
-    kind = type(module)
     module.dpcheck_kept = names  # type: ignore[assignment]
-    module.__class__ = type(f"{kind.__name__}Kept", (_KeptBuffers, kind), {"__module__": kind.__module__})
-    return module
+    return mixed(module, _KeptBuffers, "Kept")

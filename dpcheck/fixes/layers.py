@@ -6,17 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dpcheck.diagnostic import Applicability
+from dpcheck.diagnostic import Applicability, BatchNormTo
 from dpcheck.fixes import batch_norm
 from dpcheck.fixes.buffers import keep_buffers
 from dpcheck.fixes.trial import Seen
 
-BatchNormTo = Literal["group", "layer", "instance", "frozen"]
 CHANGES = "The function changes"
 _TOO_FEW = "a norm over one sample would have less than three values in a group, and its output would tell nothing"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sized
 
 from rich.console import Console
 
@@ -17,3 +18,8 @@ def terminal(*, stderr: bool = False, quiet: bool = False) -> Console:
         return console
     width = None if "COLUMNS" in os.environ else _WIDTH
     return Console(stderr=stderr, quiet=quiet, highlight=False, emoji=False, soft_wrap=True, width=width)
+
+
+def counted(findings: Sized) -> str:
+    """Such as ``2 findings``."""
+    return f"{len(findings) or 'no'} finding{'s' * (len(findings) != 1)}"

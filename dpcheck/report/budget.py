@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from xml.sax.saxutils import escape
 
 from rich.console import Console
@@ -72,7 +72,7 @@ def svg(budget: Budget) -> str:
 _WIDTH, _HEIGHT, _TOP = 340, 250, 45
 
 
-def _panel(left: int, points: Sequence[tuple[float, float, float]], name: str, label: object) -> str:
+def _panel(left: int, points: Sequence[tuple[float, float, float]], name: str, label: Callable[[float], str]) -> str:
     points = [point for point in points if math.isfinite(point[2])]
     if not points:
         return f'<text x="{left}" y="200">epsilon is infinite</text>'
@@ -90,7 +90,6 @@ def _panel(left: int, points: Sequence[tuple[float, float, float]], name: str, l
         y, value = bottom - _HEIGHT * i / 4, top * i / 4
         marks.append(f'<line x1="{left}" x2="{left + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         marks.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    assert callable(label)
     for x in sorted({low, xs[len(xs) // 2], high}):
         place = at(x, 0).split(",")[0]
         marks.append(f'<text x="{place}" y="{bottom + 18}" text-anchor="middle">{label(x)}</text>')

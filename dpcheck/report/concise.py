@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpcheck.diagnostic import Report
+from dpcheck.report import counted
 from dpcheck.report.places import place_of_finding
 
 
@@ -13,8 +14,7 @@ def render(report: Report, target: str) -> str:
         at = place_of_finding(d, target)
         where = f"{at.path}:{at.line}" + (f":{at.column}" if at.column is not None else "")
         lines.append(f"{where}: {d.code} {_line(d.message)}")
-    count = len(report.diagnostics)
-    return "\n".join([*lines, f"{report.verdict}, {count or 'no'} finding{'s' * (count != 1)}"])
+    return "\n".join([*lines, f"{report.verdict}, {counted(report.diagnostics)}"])
 
 
 def _line(text: str) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpcheck.errors import DpcheckError
 from dpcheck.report import json
+from dpcheck.writing import replace
 
 
 @contextlib.contextmanager
@@ -52,15 +51,6 @@ def write(path: Path, text: str, option: str) -> None:
         DpcheckError: if that is not possible, naming the ``option`` that gave the path.
     """
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.resolve().parent, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(file.name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        os.replace(file.name, path.resolve())
+        replace(path, text.encode())
     except OSError as error:
         raise DpcheckError(f"{path} cannot be written: {error.strerror}", option, "pass another path") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

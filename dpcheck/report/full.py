@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import linecache
-import os
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 
 from dpcheck.diagnostic import Diagnostic, Location, Report
+from dpcheck.report import counted
+from dpcheck.report.places import short
 
 _COLOURS = {"independent": "green", "mixing": "red", "unproven": "yellow"}
 VERDICT = {
@@ -34,11 +35,9 @@ def show(console: Console, report: Report, subject: str, *, brief: bool = False)
         return
     for note in report.notes:
         console.print(f"[dim]note: {escape(note)}[/]")
-    count = len(report.diagnostics)
-    found = "no findings" if count == 0 else f"{count} finding{'s' * (count != 1)}"
     colour = _COLOURS[report.verdict]
     console.print(f"{escape(subject)}: [bold {colour}]{report.verdict}[/]: {VERDICT[report.verdict]}")
-    console.print(f"{found}{_fixable(report)}; {METHOD[report.method]}; {report.seconds:.1f} s")
+    console.print(f"{counted(report.diagnostics)}{_fixable(report)}; {METHOD[report.method]}; {report.seconds:.1f} s")
 
 
 def _fixable(report: Report) -> str:
@@ -65,9 +64,7 @@ def show_diagnostic(console: Console, d: Diagnostic) -> None:
 
 
 def _where(at: Location) -> str:
-    path = os.path.relpath(at.file)
-    path = at.file if path.startswith("..") else path
-    return f"{path}:{at.line}" + (f":{at.column + 1}" if at.column is not None else "")
+    return f"{short(at.file)}:{at.line}" + (f":{at.column + 1}" if at.column is not None else "")
 
 
 def _source(console: Console, at: Location) -> None:

@@ -39,9 +39,18 @@ def place_of_finding(d: Diagnostic, target: str) -> Place:
 
 
 def path_of(file: str) -> str:
-    """With slashes, relative to the working folder if it is below it."""
+    """With slashes, relative to the working folder if it is below it, else absolute."""
+    return Path(_below(file) or os.path.abspath(file)).as_posix()
+
+
+def short(file: str | Path) -> str:
+    """For people: relative to the working folder if it is below it, else as it is."""
+    return _below(file) or str(file)
+
+
+def _below(file: str | Path) -> str | None:
     relative = os.path.relpath(file)
-    return Path(os.path.abspath(file) if relative.startswith("..") else relative).as_posix()
+    return None if relative.startswith("..") else relative
 
 
 def told(d: Diagnostic) -> str:

@@ -47,13 +47,12 @@ def render(report: Report, target: str) -> str:
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
-    sections = type(rule).sections()
+    sections = rule.sections()
     text = "\n\n".join(f"{title}\n{body}" for title, body in sections.items())
-    summary = (type(rule).__doc__ or "").strip().splitlines()[0]
     return {
         "id": rule.code,
         "name": rule.name,
-        "shortDescription": {"text": summary},
+        "shortDescription": {"text": rule.summary()},
         "fullDescription": {"text": " ".join(sections["What it finds"].split())},
         "help": {"text": text, "markdown": "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())},
         "defaultConfiguration": {"level": "error"},

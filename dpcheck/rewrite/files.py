@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ from pathlib import Path
 
 from dpcheck.errors import DpcheckError
 from dpcheck.source import is_library, is_ours
+from dpcheck.writing import replace
 
 _MARKS = ("pyproject.toml", "setup.py", "setup.cfg", ".git", ".hg")
 
@@ -55,7 +53,7 @@ def written(contents: Mapping[Path, tuple[bytes, bytes]]) -> Iterator[None]:
     try:
         for path, (_, new) in contents.items():
             try:
-                _replace(path, new)
+                replace(path, new)
             except OSError as error:
                 raise DpcheckError(f"the file cannot be written: {error}", where=str(path)) from error
             done.append(path)
@@ -64,23 +62,5 @@ def written(contents: Mapping[Path, tuple[bytes, bytes]]) -> Iterator[None]:
         for path in done:
             # What the user saved meanwhile is not overwritten.
             if path.read_bytes() == contents[path][1]:
-                _replace(path, contents[path][0])
-        raise
-
-
-def _replace(path: Path, content: bytes) -> None:
-    real = Path(os.path.realpath(path))
-    handle, name = tempfile.mkstemp(prefix=f".{real.name}.", suffix=".dpcheck", dir=real.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(real, name)
-        with contextlib.suppress(OSError):  # only root may give a file away
-            os.chown(name, real.stat().st_uid, real.stat().st_gid)
-        os.replace(name, real)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+                replace(path, contents[path][0])
         raise

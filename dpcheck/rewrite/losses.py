@@ -110,11 +110,16 @@ def _source(target: Target) -> tuple[SourceFile, ast.FunctionDef]:
     if not Project.of(target.path).holds(str(path)):
         raise CannotWrite("the file is outside the project")
     source = SourceFile(path)
-    # Of several the last one counts.
-    for node in reversed(source.tree.body):
-        if isinstance(node, ast.FunctionDef) and node.name == "loss_fn":
-            return source, node
-    raise CannotWrite("the file does not define loss_fn by a function of its own")
+    function = _loss_fn(source.tree)
+    if function is None:
+        raise CannotWrite("the file does not define loss_fn by a function of its own")
+    return source, function
+
+
+def _loss_fn(tree: ast.Module) -> ast.FunctionDef | None:
+    """Of several the last one counts."""
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "loss_fn"]
+    return found[-1] if found else None
 
 
 def _parts(batch: Any) -> list[Any]:
@@ -161,7 +166,8 @@ def _with(source: SourceFile, edits: tuple[Edit, ...], target: Target) -> Target
         return None
     space = dict(vars(target.module))
     wanted = [n for n in tree.body if isinstance(n, ast.Assign) and _is_criterion(n, space)]
-    function = next(n for n in reversed(tree.body) if isinstance(n, ast.FunctionDef) and n.name == "loss_fn")
+    function = _loss_fn(tree)
+    assert function is not None
     exec(compile(ast.Module([*wanted, function], []), str(source.path), "exec"), space)
     return replace(target, loss_fn=space["loss_fn"])
 

@@ -107,9 +107,7 @@ def constructor(
     Raises:
         CannotWrite: for arguments that are unpacked from a list or dictionary.
     """
-    written = source.arguments(call)
-    if any(argument.unpacks for argument in written):
-        raise Unpacked("its arguments are unpacked from a list or a dictionary")
+    written = _written(source, call)
     order = _SYNC_ARGUMENTS if kind is nn.SyncBatchNorm else _NORM_ARGUMENTS
     lazy = issubclass(kind, nn.modules.lazy.LazyModuleMixin)
     named = _by_name(written, order[1:] if lazy else order)
@@ -140,9 +138,7 @@ def functional(source: SourceFile, names: Names, call: ast.Call, sizes: Sequence
         CannotWrite: for arguments that are unpacked, or an input of different numbers of channels that has no name.
     """
     function = names.value(call.func)
-    written = source.arguments(call)
-    if any(argument.unpacks for argument in written):
-        raise Unpacked("its arguments are unpacked from a list or a dictionary")
+    written = _written(source, call)
     named = _by_name(written, _TORCH if function is torch.batch_norm else _FUNCTIONAL)
     x = named.get("input")
     if x is None:
@@ -170,6 +166,13 @@ def _in_place(source: SourceFile, named: dict[str, Argument], written: list[Argu
 
 def _given(argument: Argument | None) -> bool:
     return argument is not None and not (isinstance(argument.value, ast.Constant) and argument.value.value is None)
+
+
+def _written(source: SourceFile, call: ast.Call) -> list[Argument]:
+    written = source.arguments(call)
+    if any(argument.unpacks for argument in written):
+        raise Unpacked("its arguments are unpacked from a list or a dictionary")
+    return written
 
 
 def _by_name(written: list[Argument], order: Sequence[str]) -> dict[str, Argument]:

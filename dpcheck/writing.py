@@ -1,0 +1,43 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put ``content`` into a file at once: another process sees what was there or what is there now.
+
+    A link stays a link, and a file that exists keeps its mode, and its owner where that is possible.
+
+    Raises:
+        OSError: if that cannot be done; nothing is left behind then.
+    """
+    real = Path(os.path.realpath(path))
+    handle, name = tempfile.mkstemp(prefix=f".{real.name}.", suffix=".dpcheck", dir=real.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if real.exists():
+            shutil.copymode(real, name)
+            with contextlib.suppress(OSError):  # only root may give a file away
+                os.chown(name, real.stat().st_uid, real.stat().st_gid)
+        else:
+            os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, real)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
