@@ -6,7 +6,8 @@ computations of it, with sums in another order, can then differ by more than any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dpcheck.capture import LossFn
-from dpcheck.engine.fallback import single_gradients
+from dpcheck.engine.fallback import gradients_in_batch, single_gradients
 from dpcheck.engine.sites.base import as_real
 from dpcheck.sandbox import swapped
 
@@ -42,15 +43,16 @@ def relative_error(value: Tensor, reference: Tensor, floor: float) -> float:
     return differs / max(size, floor, 1e-300)
 
 
-def largest_jump(
-    model: nn.Module, loss_fn: LossFn, batch: Any, state: Mapping[str, Tensor], floor: Callable[[float], float]
-) -> float:
-    """The largest relative change of a parameter's per-sample gradients, each of a sample alone, over a few draws.
+def largest_jump(model: nn.Module, loss_fn: LossFn, batch: Any, state: Mapping[str, Tensor], part: float) -> float:
+    """The largest relative change of a parameter's per-sample gradients that rounding makes, over a few draws.
+
+    Every sample alone, its numbers moved by one rounding error, up or down by chance; and in the batch, where other
+    kernels add up in another order.
 
     Args:
-        batch: as for ``loss_fn``; its numbers and those of ``state`` move by one rounding error, up or down by chance.
+        batch: as for ``loss_fn``; its numbers and those of ``state`` move.
         state: parameters and buffers by name.
-        floor: from the largest gradient of all to the size below which one is rounding.
+        part: of the largest gradient of all, below which a gradient is rounding.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -61,14 +63,21 @@ def largest_jump(
         other = t.detach() * (1 + torch.finfo(t.dtype).eps * sign)
         return nn.Parameter(other, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else other
 
-    def gradients(tensors: Mapping[str, Tensor], data: Any) -> dict[str, Tensor]:
+    def gradients(tensors: Mapping[str, Tensor], data: Any, of: Any = single_gradients) -> dict[str, Tensor]:
         with swapped(model, tensors):
-            return single_gradients(model, loss_fn, data)[1]
+            found: dict[str, Tensor] = of(model, loss_fn, data)[1]
+        return found
 
     still = gradients(state, batch)
-    low = floor(max((float(g.abs().max()) for g in still.values() if g.numel()), default=0.0))
+    low = part * max((float(g.abs().max()) for g in still.values() if g.numel()), default=0.0)
+
+    def change(other: dict[str, Tensor]) -> float:
+        return max((relative_error(other[name], g, low) for name, g in still.items()), default=0.0)
+
     found = [0.0]
+    with suppress(Exception):  # what the model cannot do
+        found = [change(gradients(state, batch, gradients_in_batch))]
     for _ in range(_DRAWS):
-        other = gradients({n: moved(t) for n, t in state.items()}, pytree.tree_map_only(Tensor, moved, batch))
-        found += [relative_error(other[name], g, low) for name, g in still.items()]
+        state_now = {n: moved(t) for n, t in state.items()}
+        found.append(change(gradients(state_now, pytree.tree_map_only(Tensor, moved, batch))))
     return max(found)

@@ -143,8 +143,7 @@ def _in_own_dtype(model: nn.Module, loss_fn: LossFn, batch: Any, *, with_vmap: b
 def _allowing_for_jumps(own: _Comparison, model: nn.Module, loss_fn: LossFn, batch: Any) -> _Comparison:
     """Errors as large as those that rounding alone makes in this model are no sign of a wrong sampler."""
     with sandbox(model), FixedChance():
-        narrow = _FLOOR[own.narrowest]
-        jump = largest_jump(model, _repeatable(loss_fn), batch, copies(model), lambda scale: narrow * scale)
+        jump = largest_jump(model, _repeatable(loss_fn), batch, copies(model), _FLOOR[own.narrowest])
     if 2 * jump <= own.tolerance:
         return own
     note = (

@@ -67,18 +67,37 @@ def vmap_gradients(model: nn.Module, loss_fn: LossFn, batch: Any) -> Gradients:
 
 def single_gradient(model: nn.Module, loss_fn: LossFn, batch: Any, index: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss [] and gradients of sample ``index``, computed on that sample alone."""
+    losses, (grads,) = _gradients(model, loss_fn, inputs.take(batch, [index]))
+    return losses[0], grads
+
+
+def gradients_in_batch(model: nn.Module, loss_fn: LossFn, batch: Any) -> Gradients:
+    """Losses [B] and gradients [B, *shape] of each loss in the batch: those of a sample only if none mix."""
+    losses, each = _gradients(model, loss_fn, batch)
+    return losses, {name: torch.stack([grads[name] for grads in each]) for name in each[0]}
+
+
+def _gradients(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[Tensor, list[dict[str, Tensor]]]:
     trainable, frozen, buffers = _copies(model)
     leaves = {name: p.clone().requires_grad_() for name, p in trainable.items()}
+    size, each = inputs.batch_size(batch), []
     with torch.enable_grad(), kept_attributes(model), swapped(model, {**leaves, **frozen, **buffers}):
-        losses = loss_fn(model, inputs.take(batch, [index]))
-        check_losses(losses, 1)
-        found: Any = [None] * len(leaves)
-        if losses.requires_grad:
-            found = torch.autograd.grad(losses[0], list(leaves.values()), allow_unused=True)
-    grads = {}
-    for (name, p), g in zip(trainable.items(), found, strict=True):
-        grads[name] = torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
-    return losses[0].detach(), grads
+        losses = loss_fn(model, batch)
+        check_losses(losses, size)
+        for i in range(size):
+            found: Any = [None] * len(leaves)
+            if losses.requires_grad:
+                more = i + 1 < size
+                found = torch.autograd.grad(losses[i], list(leaves.values()), allow_unused=True, retain_graph=more)
+            pairs = zip(trainable.items(), found, strict=True)
+            each.append({name: _dense(p, g) for (name, p), g in pairs})
+    return losses.detach(), each
+
+
+def _dense(p: Tensor, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(p)
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def single_gradients(model: nn.Module, loss_fn: LossFn, batch: Any) -> Gradients:

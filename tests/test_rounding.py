@@ -41,7 +41,7 @@ def made(kind: type[Smooth]) -> tuple[Smooth, Tensor]:
 def test_jumps_are_those_of_the_model(kind, low, high):
     model, x = made(kind)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    assert low <= largest_jump(model, loss, x, copies(model), lambda scale: 1e-2 * scale) <= high
+    assert low <= largest_jump(model, loss, x, copies(model), 1e-2) <= high
     torch.testing.assert_close(dict(model.named_parameters()), before, rtol=0, atol=0)
 
 
@@ -72,3 +72,19 @@ def test_what_is_not_finite_is_infinitely_wrong():
     assert relative_error(torch.tensor([1.0, float("nan")]), torch.ones(2), 0.0) == float("inf")
     assert relative_error(torch.tensor([1.0, 1.5]), torch.ones(2), 0.0) == 0.5
     assert relative_error(torch.empty(0), torch.empty(0), 0.0) == 0.0
+
+
+class ByBatch(Smooth):
+    """Rounds by the number of samples beside it, as kernels do, and amplifies it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = x * (1 + len(x) * torch.finfo(x.dtype).eps)
+        return super().forward(x) * (2 + torch.sign(torch.sin(rounded.sum(1, keepdim=True) * 1e7)))
+
+
+def test_jumps_that_the_batch_makes_are_found(monkeypatch):
+    monkeypatch.setattr("dpcheck.rounding._DRAWS", 0)
+    model, x = made(ByBatch)
+    assert largest_jump(model, loss, x, copies(model), 1e-2) >= 0.1
+    smooth = made(Smooth)[0]
+    assert largest_jump(smooth, loss, x, copies(smooth), 1e-2) <= 1e-4
