@@ -187,7 +187,7 @@ def _for_findings(subject: _Subject, unsafe: bool, to: BatchNormTo) -> list[_Pla
     for diagnostic in subject.before.diagnostics:
         path = diagnostic.module or ""
         seen = subject.seen.get(path)
-        found = remedy(diagnostic.code, subject.model.get_submodule(path), seen, to, _own_buffers(subject, diagnostic))
+        found = remedy(diagnostic.code, subject.model.get_submodule(path), seen, to, _own(subject, diagnostic))
         if isinstance(found, Remedy):
             plans.setdefault((diagnostic.code, path), _to_apply(diagnostic, found, unsafe))
             continue
@@ -199,10 +199,10 @@ def _for_findings(subject: _Subject, unsafe: bool, to: BatchNormTo) -> list[_Pla
     return list(plans.values())
 
 
-def _own_buffers(subject: _Subject, diagnostic: Diagnostic) -> tuple[str, ...]:
-    """The buffers of the diagnostic's module of which its rule has findings."""
+def _own(subject: _Subject, diagnostic: Diagnostic) -> tuple[str, ...]:
+    """The parameters and buffers of the diagnostic's module of which its rule has findings."""
     same = [d for d in subject.before.diagnostics if (d.code, d.module) == (diagnostic.code, diagnostic.module)]
-    names = [d.buffer.rpartition(".") for d in same if d.buffer is not None]
+    names = [name.rpartition(".") for d in same if (name := d.parameter or d.buffer) is not None]
     return tuple(dict.fromkeys(name for owner, _, name in names if owner == (diagnostic.module or "")))
 
 

@@ -29,6 +29,8 @@ _DEPTH = 4
 _ROUNDING = 1e-5
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
+# Of hooks: their keys count all hooks that were ever registered, in any model.
+_NUMBERED = "_hooks"
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ def _state(model: nn.Module, known: dict[str, dict[str, Any]]) -> dict[str, Any]
         for key, value in vars(module).items():
             same = key in before and before[key] is value
             if key not in _REGISTRIES and not key.startswith("__") and not same:
-                found[f"{path}.{key}" if path else key] = _copied(value, _DEPTH)
+                numbered = isinstance(value, dict) and key.endswith(_NUMBERED)
+                found[f"{path}.{key}" if path else key] = _copied([*value.values()] if numbered else value, _DEPTH)
     return found
 
 

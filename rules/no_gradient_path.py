@@ -83,7 +83,8 @@ class NoGradientPath(Rule):
 
     Fix safety
     ----------
-    Display only: freeze it with `requires_grad_(False)`, use it, or remove it.
+    Safe: it is frozen with `requires_grad_(False)`. It never had a gradient, and no output changes. Where it was to be
+    trained, the mistake is elsewhere: use it in the loss.
 
     References
     ----------
@@ -92,7 +93,7 @@ class NoGradientPath(Rule):
 
     code: ClassVar[str] = "DP201"
     name: ClassVar[str] = "no-gradient-path"
-    fix: ClassVar[Applicability | None] = "display-only"
+    fix: ClassVar[Applicability | None] = "safe"
 
     def scan(self, facts: Facts) -> Iterable[Diagnostic]:
         for parameter in facts.parameters:

@@ -16,6 +16,7 @@ from dpcheck.fixes.buffers import keep_buffers
 from dpcheck.fixes.trial import Seen
 
 CHANGES = "The function changes"
+_FROZEN = "frozen with requires_grad=False; no loss of the batch reaches it, so it would be trained on noise alone"
 _TOO_FEW = "a norm over one sample would have less than three values in a group, and its output would tell nothing"
 
 
@@ -37,15 +38,20 @@ class Refusal:
 
 
 def remedy(
-    code: str, module: nn.Module, seen: Seen | None, to: BatchNormTo, buffers: tuple[str, ...] = ()
+    code: str, module: nn.Module, seen: Seen | None, to: BatchNormTo, own: tuple[str, ...] = ()
 ) -> Remedy | Refusal | None:
     """The remedy for a finding of rule ``code`` at ``module``; ``None`` if there is none.
 
     Args:
-        buffers: names of buffers of the module itself of which the rule has findings.
         seen: the layer's first call, if it ran.
         to: what batch norm becomes.
+        own: names of the module's own parameters or buffers of which the rule has findings.
     """
+    # No loss reaches a batch norm that only writes its running statistics.
+    if code == "DP301" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        code = "DP101"
+    if code == "DP201" and own:
+        return Remedy(f"{', '.join(own)}: {_FROZEN}", "safe", partial(_freeze, names=own))
     if code == "DP101":
         return _of_batch_norm(module, positions(seen), to)
     if code == "DP102" and seen is not None and seen.normalised is not None and to != "frozen":
@@ -60,9 +66,9 @@ def remedy(
     if code == "DP301" and isinstance(module, nn.modules.instancenorm._InstanceNorm):
         what = "track_running_stats=True -> False; in eval mode it will use the sample's own statistics"
         return Remedy(f"{what}. {CHANGES}", "unsafe", _untracked)
-    if code == "DP301" and buffers:
-        what = f"{', '.join(buffers)}: what the forward writes there is dropped, it keeps the value that it has now"
-        return Remedy(f"{what}. {CHANGES}", "unsafe", partial(keep_buffers, names=buffers))
+    if code == "DP301" and own:
+        what = f"{', '.join(own)}: what the forward writes there is dropped, it keeps the value that it has now"
+        return Remedy(f"{what}. {CHANGES}", "unsafe", partial(keep_buffers, names=own))
     return None
 
 
@@ -104,6 +110,12 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
     """A batch norm in eval mode with running statistics, which ``.train()`` would make mix samples."""
     known = isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, batch_norm.FrozenInside)
     return known and not module.training and module.running_mean is not None
+
+
+def _freeze(module: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    for name in names:
+        module.get_parameter(name).requires_grad_(False)
+    return module
 
 
 def _unscaled(module: nn.Module) -> nn.Module:

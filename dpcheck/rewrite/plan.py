@@ -95,6 +95,7 @@ class _Planner:
             self._subclasses()
             self._references()
             self._switches()
+            self._freezes()
         whole = bool(self.refused) and self._whole()
         page = self._page(str(self.target.path)) if loss else None
         if loss and page:
@@ -226,6 +227,29 @@ class _Planner:
         for call, (page, changes) in groups.items():
             arguments = dict(switches.SWITCHES[change.code] for change in changes)
             self._edit(page, call, changes, partial(switches.off, page.source, page.names, call, arguments))
+
+    def _freezes(self) -> None:
+        """``nn.Linear(4, 3)`` -> ``nn.Linear(4, 3).requires_grad_(False)``, where no loss reaches what it builds."""
+        groups: dict[ast.Call, tuple[Page, list[Change]]] = {}
+        for change in self._left("DP201"):
+            found = self._built(change.module)
+            kind = found[0].names.value(found[1].func) if found else None
+            if found and isinstance(kind, type) and issubclass(kind, nn.Module):
+                groups.setdefault(found[1], (found[0], []))[1].append(change)
+            else:
+                self.refused[change] = self._where(change.module)
+        for call, (page, changes) in groups.items():
+            self._edit(page, call, changes, partial(self._frozen, page, call))
+
+    def _frozen(self, page: Page, call: ast.Call) -> list[Edit]:
+        built = tuple(f"{path}." for path in self.target.built if self._built(path) == (page, call))
+        unreached = {d.parameter for d in self.diagnostics if d.code == "DP201"}
+        held = [n for n, p in self.target.model.named_parameters() if p.requires_grad and n.startswith(built)]
+        reached = [name for name in held if name not in unreached]
+        if reached:
+            raise CannotWrite(f"the same call makes {reached[0]!r}, which the loss reaches")
+        end = page.source.span(call)[1]
+        return [Edit(end, end, ".requires_grad_(False)")]
 
     def _whole(self) -> bool:
         page = self._page(str(self.target.path.resolve()))

@@ -255,6 +255,17 @@ class Bag(nn.Module):
     def forward(self, ids):
         return self.head((self.table(ids) + self.other(ids)).mean(1))
 ''' + tail(IDS),
+    "unused layer": HEAD + '''
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(192, 8), nn.Linear(8, 3)
+        self.spare = nn.Linear(8,
+                               4)  # for later
+        self.many = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+    def forward(self, x):
+        return self.head(self.body(x.flatten(1)))
+''' + tail(),
     "instance norm": HEAD + '''
 model = nn.Sequential(
     nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, track_running_stats=True), nn.Flatten(), nn.Linear(8 * 36, 3)

@@ -36,6 +36,7 @@ EXPECTED = {
     "lazy": ("nn.GroupNorm(2, 8, eps=1e-3)", "LazyBatchNorm"),
     "copied layers": ("nn.GroupNorm(1, 3)", "BatchNorm"),
     "embedding": ("nn.Embedding(9, 8, None, None, 2.0, False, False)", "scale_grad_by_freq"),
+    "unused layer": ("4).requires_grad_(False)  # for later\n", "import dpcheck"),
     "instance norm": ("nn.InstanceNorm2d(8),", "track_running_stats"),
     "batch norm of its own": ("F.group_norm(x, num_groups=math.gcd(2, x.shape[1]), weight=", "F.batch_norm"),
     "handed to a library": ("skip_init(GroupNorm2d, 8)", "BatchNorm"),
