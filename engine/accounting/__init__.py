@@ -17,15 +17,15 @@ from dpcheck.engine.accounting.bounds import (
     check_unit,
     seen,
 )
-from dpcheck.engine.accounting.calibrate import noise_multiplier, sample_rate_within, steps_within
+from dpcheck.engine.accounting.calibrate import batch_size_within, noise_multiplier, sample_rate_within, steps_within
 from dpcheck.engine.accounting.curves import false_negatives
 from dpcheck.engine.accounting.joint import joint_noise, other_noise
 from dpcheck.engine.accounting.rdp import rdp_upper
 from dpcheck.engine.accounting.truncated import cut_probability
 
 __all__ = [
-    "Bounds", "Phase", "curve", "cut_probability", "delta_of", "epsilon", "epsilon_of", "joint_noise",
-    "noise_multiplier", "other_noise", "rdp_epsilon", "sample_rate_within", "steps_within", "trade_off",
+    "Bounds", "Phase", "batch_size_within", "curve", "cut_probability", "delta_of", "epsilon", "epsilon_of",
+    "joint_noise", "noise_multiplier", "other_noise", "rdp_epsilon", "sample_rate_within", "steps_within", "trade_off",
 ]  # fmt: skip
 
 

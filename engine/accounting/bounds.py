@@ -13,7 +13,7 @@ from dpcheck.errors import DpcheckError
 # Of one user: the cost grows with their square.
 MOST_RECORDS = 64
 # Of Laplace noise: exp of its inverse must be a number.
-_LEAST_SCALE = 0.01
+LEAST_SCALE = 0.01
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def check_phase(phase: Phase) -> Phase:
         raise DpcheckError(
             f"mechanism={phase.mechanism!r} is not known", where="mechanism", next='pass "gaussian" or "laplace"'
         )
-    if phase.mechanism == "laplace" and 0 < sigma < _LEAST_SCALE:
+    if phase.mechanism == "laplace" and 0 < sigma < LEAST_SCALE:
         raise DpcheckError(
             f"noise_multiplier={sigma!r} is too little to account for", where="noise_multiplier", next="pass 0 for none"
         )

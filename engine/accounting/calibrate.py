@@ -1,4 +1,4 @@
-"""The noise, the steps or the rate that keep within a budget, on the safe side."""
+"""The noise, the steps, the rate or the batch size that keep within a budget, on the safe side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from dpcheck.engine.accounting.accountant import epsilon_bounds
-from dpcheck.engine.accounting.bounds import Phase, check_delta, check_phase, check_unit, number
+from dpcheck.engine.accounting.bounds import LEAST_SCALE, Phase, check_delta, check_phase, check_unit, number
+from dpcheck.engine.accounting.truncated import cut_probability
 from scipy.optimize import brentq
 
 from dpcheck.errors import DpcheckError
@@ -27,25 +28,32 @@ def noise_multiplier(
     adjacency: str = "add-remove",
     records: int = 1,
     sampling: str = "poisson",
+    mechanism: str = "gaussian",
+    cut: float = 0.0,
 ) -> float:
     """The smallest sigma, to 1e-4 relative and rounded up, with ``epsilon(sigma, ...).upper <= target_epsilon``.
+
+    Args:
+        sampling, mechanism, cut: as in :class:`Phase`. The least scale of Laplace noise is 0.01.
 
     Raises:
         DpcheckError: if no noise reaches the target, or a value is out of range.
     """
     target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
-    check_phase(Phase(1.0, sample_rate, steps, sampling))
+    phase = check_phase(Phase(1.0, sample_rate, steps, sampling, mechanism, cut))
     if steps == 0:
         return 0.0
 
     def spent(sigma: float, quick: bool) -> float:
-        return epsilon_bounds([Phase(sigma, sample_rate, steps, sampling)], delta, unit, quick).upper
+        return epsilon_bounds([replace(phase, noise_multiplier=sigma)], delta, unit, quick).upper
 
+    if mechanism == "laplace" and spent(LEAST_SCALE, False) <= target:
+        return LEAST_SCALE
     low, high = 0.0, 1.0
     while spent(high, True) > target:
         low, high = high, 2 * high
         if high > _LARGEST:
-            raise _unreachable(target, f"sample_rate={sample_rate:g}, steps={steps}, delta={delta:g}")
+            raise _unreachable(target, f"sample_rate={sample_rate:g}, steps={steps}, delta={delta:g}{_cuts(cut)}")
     if low == 0.0:
         low = high / 2
         while spent(low, True) <= target:
@@ -62,29 +70,27 @@ def steps_within(
     adjacency: str = "add-remove",
     records: int = 1,
     sampling: str = "poisson",
+    mechanism: str = "gaussian",
+    cut: float = 0.0,
 ) -> int:
     """A number of steps with ``epsilon(...).upper <= target_epsilon``, and one more would not do; a billion at most.
+
+    Args:
+        sampling, mechanism, cut: as in :class:`Phase`.
 
     Raises:
         DpcheckError: if not even one step is within the target, or a value is out of range.
     """
     target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
-    phase = check_phase(Phase(noise_multiplier, sample_rate, 1, sampling))
+    phase = check_phase(Phase(noise_multiplier, sample_rate, 1, sampling, mechanism, cut))
 
     def fits(steps: int) -> bool:
         return epsilon_bounds([replace(phase, steps=steps)], delta, unit).upper <= target
 
     if not phase.noise_multiplier or not fits(1):
-        raise _unreachable(target, f"noise_multiplier={noise_multiplier:g}, sample_rate={sample_rate:g}, steps=1")
-    low, high = 1, 2
-    while fits(high):
-        low, high = high, 2 * high
-        if high > _MOST_STEPS:
-            return _MOST_STEPS if fits(_MOST_STEPS) else low
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+        settings = f"noise_multiplier={noise_multiplier:g}, sample_rate={sample_rate:g}, steps=1{_cuts(cut)}"
+        raise _unreachable(target, settings)
+    return _most(fits, _MOST_STEPS)
 
 
 def sample_rate_within(
@@ -96,21 +102,24 @@ def sample_rate_within(
     adjacency: str = "add-remove",
     records: int = 1,
     sampling: str = "poisson",
+    mechanism: str = "gaussian",
 ) -> float:
     """The largest rate, to 1e-4 relative and rounded down, with ``epsilon(...).upper <= target_epsilon``.
 
-    Multiplied by the size of the data set it is the largest expected batch.
+    Args:
+        sampling, mechanism: as in :class:`Phase`.
 
     Raises:
         DpcheckError: if no rate above 1e-9 is within the target, or a value is out of range.
     """
     target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
-    sigma = check_phase(Phase(noise_multiplier, 1.0, steps, sampling)).noise_multiplier
+    phase = check_phase(Phase(noise_multiplier, 1.0, steps, sampling, mechanism))
+    sigma = phase.noise_multiplier
     if steps == 0:
         return 1.0
 
     def spent(inverse: float, quick: bool) -> float:
-        return epsilon_bounds([Phase(sigma, 1 / inverse, steps, sampling)], delta, unit, quick).upper
+        return epsilon_bounds([replace(phase, sample_rate=1 / inverse)], delta, unit, quick).upper
 
     if sigma > 0 and spent(1.0, False) <= target:
         return 1.0
@@ -122,12 +131,70 @@ def sample_rate_within(
     return 1 / _closest(spent, target, low, high)
 
 
+def batch_size_within(
+    target_epsilon: float,
+    noise_multiplier: float,
+    steps: int,
+    delta: float,
+    dataset_size: int,
+    *,
+    adjacency: str = "add-remove",
+    records: int = 1,
+    sampling: str = "poisson",
+    mechanism: str = "gaussian",
+    largest_batch: int | None = None,
+) -> int:
+    """An expected batch size with ``epsilon(...).upper <= target_epsilon``, and one more record would not do.
+
+    Args:
+        dataset_size: N; the rate is the batch size over it.
+        sampling, mechanism: as in :class:`Phase`.
+        largest_batch: to which Poisson samples are cut, if they are; see :func:`cut_probability`.
+
+    Raises:
+        DpcheckError: if not even a batch of one record is within the target, or a value is out of range.
+    """
+    target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
+    if isinstance(dataset_size, bool) or not isinstance(dataset_size, int) or dataset_size < 1:
+        raise DpcheckError(f"dataset_size={dataset_size!r} is not a positive whole number", where="dataset_size")
+
+    def phase_of(batch: int) -> Phase:
+        rate = batch / dataset_size
+        cut = 0.0 if largest_batch is None else cut_probability(dataset_size, rate, largest_batch, records)
+        return check_phase(Phase(noise_multiplier, rate, steps, sampling, mechanism, cut))
+
+    def fits(batch: int) -> bool:
+        return epsilon_bounds([phase_of(batch)], delta, unit).upper <= target
+
+    if phase_of(1).steps == 0:
+        return dataset_size
+    if not phase_of(1).noise_multiplier or not fits(1):
+        settings = f"noise_multiplier={noise_multiplier:g}, steps={steps}, a batch of 1 of {dataset_size} records"
+        raise _unreachable(target, settings)
+    return _most(fits, dataset_size)
+
+
+def _most(fits: Callable[[int], bool], limit: int) -> int:
+    """A number, at most ``limit``, that fits, while the next does not; 1 is known to fit."""
+    low, high = 1, 2
+    while high <= limit and fits(high):
+        low, high = high, 2 * high
+    if high > limit:
+        if low == limit or fits(limit):
+            return limit
+        high = limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
 def _closest(spent: Callable[[float, bool], float], target: float, low: float, high: float) -> float:
     """The least x in [low, high], nearly, with ``spent(x, False) <= target``, where ``spent`` falls as x grows."""
 
     def excess(log_x: float) -> float:
         """Nearly linear, so that few evaluations find its zero."""
-        return math.log(max(spent(math.exp(log_x), True), 1e-12) / target)
+        return math.log(min(max(spent(math.exp(log_x), True), 1e-12), 1e12) / target)
 
     left, right = math.log(low), math.log(high)
     log_x = float(brentq(excess, left, right, xtol=_PRECISION / 2))
@@ -153,6 +220,10 @@ def _target(value: float) -> float:
     if target <= 0:
         raise DpcheckError(f"target_epsilon={target!r} is not positive", where="target_epsilon")
     return target
+
+
+def _cuts(cut: float) -> str:
+    return f", cut={cut:g}" if cut else ""
 
 
 def _unreachable(target: float, settings: str) -> DpcheckError:
