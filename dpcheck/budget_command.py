@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from dpcheck.budget import Budget, planned, spent
-from dpcheck.cli import CLEAN
 from dpcheck.engine.ledger import Ledger
 from dpcheck.errors import DpcheckError
+from dpcheck.options.base import CLEAN
 from dpcheck.report import budget as shown
 from dpcheck.report import documents, terminal
 

@@ -10,11 +10,11 @@ from rich.markup import escape
 from torch import nn
 
 from dpcheck.api import check
-from dpcheck.cli import CLEAN, FINDINGS
 from dpcheck.config import Settings, settings_of
 from dpcheck.diagnostic import BatchNormTo, Report
 from dpcheck.errors import DpcheckError
 from dpcheck.fixer import FixResult, fix
+from dpcheck.options.base import CLEAN, FINDINGS
 from dpcheck.private_run import train
 from dpcheck.project import options_of
 from dpcheck.report import documents, full, source, tables, terminal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dpcheck.api import check
-from dpcheck.cli import CLEAN, FINDINGS
+from dpcheck.options.base import CLEAN, FINDINGS
 from dpcheck.report import documents, full, tables, terminal
 from dpcheck.target import Target, load
 from dpcheck.verification import verify

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpcheck import DpcheckError, Unit, by_user
-from dpcheck.cli import CLEAN, ERROR, main
+from dpcheck.cli import main
+from dpcheck.options.base import CLEAN, ERROR
 
 OWNERS = [2, 0, 2, 2, 1, 0, 2, 3, 2]
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from dpcheck.cli import CLEAN, ERROR, FINDINGS, main
+from dpcheck.cli import main
+from dpcheck.options.base import CLEAN, ERROR, FINDINGS
 
 Write = Callable[..., str]
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from dpcheck.engine.sites.matmul import MatmulSite
 
-from dpcheck.cli import CLEAN, FINDINGS, main
+from dpcheck.cli import main
+from dpcheck.options.base import CLEAN, FINDINGS
 
 HEAD = """\
 import torch

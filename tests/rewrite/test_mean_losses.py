@@ -10,7 +10,8 @@ import torch
 
 import dpcheck
 from dpcheck.capture import run_losses
-from dpcheck.cli import CLEAN, FINDINGS, main
+from dpcheck.cli import main
+from dpcheck.options.base import CLEAN, FINDINGS
 from dpcheck.rewrite.losses import per_sample
 from dpcheck.rewrite.norms import CannotWrite
 from dpcheck.rewrite.text import SourceFile

@@ -15,8 +15,9 @@ from styles import HEAD, STYLES, tail
 from torch import nn
 
 import dpcheck
-from dpcheck.cli import CLEAN, FINDINGS, main
+from dpcheck.cli import main
 from dpcheck.errors import DpcheckError
+from dpcheck.options.base import CLEAN, FINDINGS
 from dpcheck.project import options_of
 from dpcheck.rewrite import files
 from dpcheck.rewrite.afresh import Fresh

@@ -1,0 +1,107 @@
+"""``dpcheck FILE``: check, and on request fix, verify and train."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import get_args
+
+from dpcheck import __version__
+from dpcheck.diagnostic import BatchNormTo
+from dpcheck.errors import DpcheckError
+from dpcheck.options.base import Parser, add_format
+
+# Of the findings alone; each is a module of dpcheck.report.
+FORMATS = ("concise", "github", "gitlab", "junit", "markdown", "sarif")
+
+_DESCRIPTION = """\
+Checks whether a PyTorch model can be trained with DP-SGD, fixes what it can, verifies per-sample gradients and trains.
+The file is run: check only files that you trust.
+
+  dpcheck model.py                              findings; exit 1 if there are any
+  dpcheck model.py:make_model                   a certain model of the file
+  dpcheck model.py --fix --unsafe-fixes --train fix, verify, train privately
+  dpcheck plan model.py                         how norms and clipped sums are computed, and what they cost
+  dpcheck verify model.py                       per-sample gradients against references, parameter by parameter
+  dpcheck budget --help                         plans noise and steps for an epsilon, or reads a ledger
+  dpcheck rule DP101                            what a rule finds and why; `dpcheck rule --all` lists them"""
+_TARGET = """\
+defines a model, loss_fn(model, batch) and sample_batch();
+unit = dpcheck.Unit(...) if a record is not one index of axis 0"""
+_BATCH_NORM = """\
+what batch norm becomes (group, or what [tool.dpcheck] in pyproject.toml says);
+frozen: its running statistics for good, which must come from public data"""
+_EPILOG = "exit codes: 0 clean or all fixed, 1 findings, 2 usage or internal error"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``dpcheck model.py``."""
+    form = argparse.RawTextHelpFormatter
+    p = Parser("dpcheck", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form, allow_abbrev=False)
+    p.add_argument("target", metavar="FILE[:SYMBOL]", help=_TARGET)
+    p.add_argument("--version", action="version", version=f"dpcheck {__version__}")
+    p.add_argument(
+        "--fix", action="store_true", help="write fixes to your files; with --train or --verify, fix in memory"
+    )
+    p.add_argument("--unsafe-fixes", action="store_true", help="also fixes that change the function (BatchNorm)")
+    p.add_argument("--diff", action="store_true", help="show what --fix would write, and stop")
+    p.add_argument("--batch-norm-to", choices=get_args(BatchNormTo), help=_BATCH_NORM)
+    p.add_argument("--verify", action="store_true", help="compare per-sample gradients with references")
+    p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
+    add_format(p, *FORMATS)
+    p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
+    p.add_argument("--exit-zero", action="store_true", help="exit 0 also with findings")
+    p.add_argument("--quiet", "-q", action="store_true", help="print findings, results and errors only")
+    p.add_argument("--traceback", action="store_true", help="print the traceback of errors")
+    t = p.add_argument_group("training", "defaults come from the file's `training` dictionary")
+    t.add_argument("--train", action="store_true", help="train privately on the file's train_dataset()")
+    t.add_argument("--epsilon", type=float, metavar="E", help="target epsilon (8)")
+    t.add_argument("--delta", type=float, metavar="D", help="delta (1e-5)")
+    t.add_argument("--epochs", type=float, metavar="N", help="expected passes over the data (20)")
+    t.add_argument("--batch-size", type=int, metavar="N", help="expected batch size of Poisson sampling (256)")
+    t.add_argument("--max-grad-norm", type=float, metavar="C", help="clipping norm (1)")
+    t.add_argument("--lr", type=float, metavar="LR", help="learning rate of every group of make_optimizer()")
+    t.add_argument("--seed", type=int, metavar="N", help="repeatable, and NOT private")
+    t.add_argument("--no-baseline", action="store_true", help="do not also train without privacy to show its cost")
+    t.add_argument("--save", metavar="PATH", help="write the trained weights (a state_dict)")
+    return p
+
+
+_ONLY_TRAINING = ("epsilon", "delta", "epochs", "batch_size", "max_grad_norm", "lr", "seed", "no_baseline", "save")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, once options without effect are refused.
+
+    Raises:
+        DpcheckError: for what cannot be parsed, and for options that exclude or need each other.
+    """
+    options = parser().parse_args(arguments)
+    for name in _ONLY_TRAINING:
+        if not options.train and getattr(options, name) not in (None, False):
+            raise DpcheckError(f"--{name.replace('_', '-')} has no effect without --train", next="add --train")
+    if options.unsafe_fixes and not (options.fix or options.diff):
+        raise DpcheckError("--unsafe-fixes has no effect without --fix or --diff", next="add --fix")
+    if options.batch_norm_to and not (options.fix or options.diff):
+        raise DpcheckError("--batch-norm-to has no effect without --fix or --diff", next="add --fix --unsafe-fixes")
+    if options.diff and (options.fix or options.train or options.verify or options.format == "json"):
+        raise DpcheckError(
+            "--diff only shows what would change; it excludes --fix, --train, --verify and --format json",
+            next="leave --diff out, or leave the others out",
+        )
+    if options.format in FORMATS and (options.fix or options.diff or options.train or options.verify or options.show):
+        raise DpcheckError(
+            f"--format {options.format} is of the findings alone; no --fix, --diff, --verify, --train or --show",
+            next="leave the others out, or use --format json",
+        )
+    if options.output_file and options.format == "full":
+        raise DpcheckError("--output-file needs a format other than full", next="add --format json, say")
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it; returns the exit code."""
+    options = parse(arguments)
+    from dpcheck.commands import run
+
+    return run(options)

@@ -1,0 +1,42 @@
+"""``dpcheck rule CODE``."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dpcheck.errors import DpcheckError
+from dpcheck.options.base import CLEAN, command
+
+if TYPE_CHECKING:
+    from dpcheck.registry import Rule
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it; returns the exit code."""
+    from dpcheck.rules import RULES, by_code
+
+    p = command("rule", "What a rule finds, why, and what to use instead.")
+    p.add_argument("code", nargs="?", help="such as DP101 or batch-norm")
+    p.add_argument("--all", action="store_true", help="list all rules")
+    options = p.parse_args(arguments)
+    console = Console(highlight=False, emoji=False)
+    if options.all:
+        for rule in sorted(RULES, key=lambda r: r.code):
+            console.print(f"[bold]{rule.code}[/] {rule.name}: {rule.summary()}", soft_wrap=True)
+        return CLEAN
+    if options.code is None:
+        raise DpcheckError("no rule was named", next="dpcheck rule DP101, or dpcheck rule --all")
+    _explain(console, by_code(options.code))
+    return CLEAN
+
+
+def _explain(console: Console, rule: Rule) -> None:
+    console.print(f"[bold]{rule.code} {rule.name}[/]\n")
+    for title, text in rule.sections().items():
+        console.print(f"[bold]{title}[/]")
+        console.print(textwrap.indent(text, "  "), markup=False, soft_wrap=True)
+        console.print()

@@ -1,0 +1,18 @@
+"""``dpcheck verify FILE``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpcheck.options.base import add_format, for_a_file
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it; returns the exit code."""
+    what = "Compares the engine's per-sample gradients, norms and clipped sum with vmap(grad) and each sample alone."
+    p = for_a_file("verify", what)
+    add_format(p)
+    options = p.parse_args(arguments)
+    from dpcheck.verify_command import run
+
+    return run(options.target, options.format)
