@@ -1,7 +1,7 @@
 """Activation checkpointing, in a form that a graph and ``torch.autograd.grad`` can follow.
 
-A part of the forward that runs again in the backward is in the graph twice, so that the plan, too, keeps its inputs in
-the place of its activations. What it draws at random it draws once.
+A part of the forward that runs again in the backward is in the graph twice (see :mod:`dpcheck.engine.second` for what
+the engine makes of it). What it draws at random it draws once.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def run(text: str) -> int:
         console.print(f"no plan: {escape(clipper.reason)}\n  the engine uses {how}", soft_wrap=True)
         return CLEAN
     seconds, planned = time.perf_counter() - start, max(size, 2)
-    show_plan(console, estimates(plan, measured_rate()), size, seconds)
+    show_plan(console, estimates(plan, measured_rate()), size, seconds, plan.backwards)
     budget = budget_of(None, None, next(target.model.parameters()).device)
     fits = None if budget is None else room(plan, planned, budget)
     show_memory(console, planned, peak_bytes(plan), gradient_bytes(plan), budget, fits)

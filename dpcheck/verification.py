@@ -21,6 +21,8 @@ from dpcheck.engine import fallback
 from dpcheck.engine.clipped import Clipped
 from dpcheck.engine.clipping import Clipper, Method
 from dpcheck.engine.plan import make_plan, run_plan
+from dpcheck.engine.refusals import lacks_memory, no_memory
+from dpcheck.engine.second import second_plan
 from dpcheck.engine.sites.base import every_site
 from dpcheck.errors import DpcheckError
 from dpcheck.proof import ParameterProof, Proof
@@ -132,6 +134,8 @@ def _in_own_dtype(model: nn.Module, loss_fn: LossFn, batch: Any, *, with_vmap: b
     except DpcheckError:
         raise
     except Exception as error:
+        if lacks_memory(error):
+            raise no_memory(inputs.batch_size(batch)) from error
         location = location_of(error.__traceback__)
         raise DpcheckError(
             f"the gradient of a sample cannot be computed: {type(error).__name__}: {first_line(error)}",
@@ -170,12 +174,16 @@ def _compare(
         norms = torch.stack([plain(g).reshape(len(g), -1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
         # Half of the samples are clipped.
         bound = max(float(norms.median()), 1e-12)
+        together: dict[str, Tensor] = {}
+        why = ""
         with swapped(model, copies(model, dtype)):
-            together, why = _vmap(model, same, batch) if with_vmap or clipper.method == "vmap" else ({}, "")
             if clipper.method == "graph":
                 engine, runs = _samplers(model, loss_fn, batch, bound)
                 released += [(run, bound) for run in runs]
-            else:
+            # After the plans: of a large model the gradients of every sample do not fit in memory once more.
+            if with_vmap or clipper.method == "vmap":
+                together, why = _vmap(model, same, batch)
+            if clipper.method != "graph":
                 method: Method = "vmap" if clipper.method == "vmap" else "single"
                 engine = together if method == "vmap" else alone
                 released = [(Clipper(model, same, max_grad_norm=bound, method=method)(batch), bound)]
@@ -207,8 +215,11 @@ def _samplers(model: nn.Module, loss_fn: LossFn, batch: Any, bound: float) -> tu
     runs = []
     for keep in (True, False):
         with every_site(keep):
-            losses, norms, sums, _ = run_plan(make_plan(analysis), model, batch, weights, bound)
-        runs.append(Clipped(_with_zeros(model, sums), norms[:size, 0], losses[:size]))
+            for plan in (make_plan(analysis), second_plan(analysis)):
+                if plan is None:
+                    continue
+                losses, norms, sums, _ = run_plan(plan, model, batch, weights, bound)
+                runs.append(Clipped(_with_zeros(model, sums), norms[:size, 0], losses[:size]))
     return _with_zeros(model, {name: g[:size] for name, g in each.items()}, size), runs
 
 

@@ -15,16 +15,16 @@ from dpcheck.engine.clipped import Clipped, joined
 from dpcheck.engine.contributions import NotCovered
 from dpcheck.engine.gradients import complete, whole
 from dpcheck.engine.kinds import Clipping, Grouping, grouping_of, kind_of
-from dpcheck.engine.plan import Plan, PlanResult, compiled, make_plan, run_plan
+from dpcheck.engine.plan import Plan, PlanResult, compiled, run_plan
 from dpcheck.engine.plans import Planned, Plans, Room
 from dpcheck.engine.provable import key_of, provable
 from dpcheck.engine.refusals import NotFinite, check_finite, lacks_memory, no_memory, not_compiled
+from dpcheck.engine.second import best_plan
 from torch import Tensor, nn
 
 from dpcheck import inputs
-from dpcheck.capture import CaptureFailure, LossFn, capture
+from dpcheck.capture import LossFn
 from dpcheck.errors import DpcheckError
-from dpcheck.samplesets import analyse
 from dpcheck.unit import Unit, adapted
 
 log = logging.getLogger("dpcheck")
@@ -87,18 +87,17 @@ class Clipper:
             raise DpcheckError(f"weights have shape {list(weights.shape)}, not [{size}]")
         if size == 0:
             return self._nothing(device)
-        if size == 1 and self.method in ("undecided", "graph"):
+        if size == 1 and self._by_graph:
             # The plan needs two samples to tell them apart; the second weighs nothing.
             both = self(inputs.take(batch, [0, 0]), torch.cat([weights, weights.new_zeros(1)]))
             return replace(both.samples(1), grads=both.grads)
         limit = self._limit(batch, size)
         if size > limit:
             return self._in_parts(batch, weights, limit)
-        short, planned = False, None
         try:
-            planned = self._planned(batch)
+            planned, short = self._planned(batch), False
         except Exception as error:
-            short = lacks_memory(error) and size > 2
+            planned, short = None, lacks_memory(error) and size > 2
             if not short:
                 raise
         if short:
@@ -131,13 +130,17 @@ class Clipper:
 
     # -- the graph
 
+    @property
+    def _by_graph(self) -> bool:
+        return self.method in ("undecided", "graph")
+
     def plan(self, batch: Any) -> Plan | None:
         """The plan for batches like this one, of at least two samples; ``None`` for a fallback (see ``reason``)."""
         planned = self._planned(batch)
         return None if planned is None else planned.plan
 
     def _planned(self, batch: Any) -> Planned | None:
-        if self.method not in ("undecided", "graph"):
+        if not self._by_graph:
             return None
         key = key_of(self.model, batch)
         planned = self._plans.get(key)
@@ -154,15 +157,14 @@ class Clipper:
 
     def _limit(self, batch: Any, size: int) -> int:
         limit = int(min(self._at_most, size))
-        planning = self.memory_budget is not None and self.method in ("undecided", "graph")
-        return self._room.limit(batch, limit, self.memory_budget, self._make) if planning else limit
+        return self._room.limit(batch, limit, self.memory_budget, self._make) if self._by_graph else limit
 
     def _make(self, batch: Any) -> Plan | None:
         analysis = provable(self.model, self.loss_fn, batch)
         if isinstance(analysis, str):
             return self._fall_back(analysis)
         try:
-            plan = make_plan(analysis, grouping=self.grouping())
+            plan = best_plan(analysis, grouping=self.grouping())
         except NotCovered as missing:
             return self._fall_back(str(missing))
         self.method = "graph"
@@ -284,27 +286,3 @@ def clipped_grads(
     loss_fn, batch = adapted(unit, loss_fn, batch)
     result = Clipper(model, loss_fn, max_grad_norm=max_grad_norm, clipping=clipping)(batch)
     return result.grads, result.norms
-
-
-def per_sample_grads(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[dict[str, Tensor], str]:
-    """Every sample's gradients [B, *shape] from the graph's samplers, and the reason if there are none (then empty)."""
-    size = inputs.batch_size(batch)
-    if size == 1:
-        grads, reason = per_sample_grads(model, loss_fn, inputs.take(batch, [0, 0]))
-        return {name: g[:1] for name, g in grads.items()}, reason
-    result = capture(model, loss_fn, batch)
-    if isinstance(result, CaptureFailure):
-        return {}, result.reason
-    analysis = analyse(result)
-    if not analysis.proven:
-        return {}, f"{analysis.events[0].op} {analysis.events[0].reason}"
-    try:
-        plan = make_plan(analysis, per_sample=True)
-    except NotCovered as missing:
-        return {}, str(missing)
-    ones = torch.ones(size, device=next(model.parameters()).device)
-    grads = run_plan(plan, model, batch, ones, 1.0)[2]
-    for name, p in model.named_parameters():
-        if p.requires_grad and name not in grads:
-            grads[name] = p.new_zeros(size, *p.shape)
-    return grads, ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from dpcheck.engine.plan import Plan
-from dpcheck.engine.sites.base import FLOPS_PER_BYTE
+from dpcheck.engine.sites.base import FLOPS_PER_BYTE, Site
 
 from dpcheck.diagnostic import Location
 from dpcheck.kernels import matmul
@@ -26,7 +26,8 @@ class SiteEstimate:
         method: ``ghost``, ``instantiate``, ``recompute`` or ``direct``; see :class:`dpcheck.engine.sites.base.Work`.
         flops: of norms and sum.
         seconds: estimated time of both; a part of it replaces the non-private contraction.
-        held: bytes that wait for the clip factors: contributions, or operands (which may be shared with other sites).
+        held: bytes that wait for the clip factors: contributions, or operands (which may be shared with other sites);
+            nothing with two backwards.
     """
 
     op: str
@@ -55,10 +56,14 @@ def estimates(plan: Plan, flops_per_second: float) -> tuple[SiteEstimate, ...]:
                 work.method,
                 work.flops,
                 (work.flops + work.moved * FLOPS_PER_BYTE) / flops_per_second,
-                4 * site.batch * math.prod(site.shape) if kept else site.operand_bytes(),
+                _held(site, kept) if plan.backwards == 1 else 0,
             )
         )
     return tuple(found)
+
+
+def _held(site: Site, kept: bool) -> int:
+    return 4 * site.batch * math.prod(site.shape) if kept else site.operand_bytes()
 
 
 def measured_rate() -> float:

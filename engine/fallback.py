@@ -7,8 +7,8 @@ neither may carry anything from one sample or step to the next.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,11 +58,23 @@ def vmap_gradients(model: nn.Module, loss_fn: LossFn, batch: Any) -> Gradients:
 
     each = torch.func.grad(loss_of, has_aux=True)
     run = torch.vmap(each, in_dims=(None, *[0] * len(where)), randomness="different")
-    with warnings.catch_warnings():
-        # That an op has no batching rule of its own costs time and nothing else.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
+    with _without_hints():
         grads, losses = run(trainable, *[leaves[i] for i in where])
     return losses, dict(grads)
+
+
+@contextmanager
+def _without_hints() -> Iterator[None]:
+    """That an op has no batching rule of its own costs time and nothing else.
+
+    Python's filter does not see what is said in a thread of the backward.
+    """
+    said: Callable[[bool], None] = vars(torch._C._functorch)["_set_vmap_fallback_warning_enabled"]
+    said(False)
+    try:
+        yield
+    finally:
+        said(True)
 
 
 def single_gradient(model: nn.Module, loss_fn: LossFn, batch: Any, index: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,7 +2,8 @@
 
 One forward and one backward. At each contraction site the unclipped contraction is left out; the squared norm of every
 sample's contribution is taken as soon as its operands are known; after the last one come the clip factors, one weighted
-contraction a site, and what lies downstream of the sites, applied once to the sums.
+contraction a site, and what lies downstream of the sites, applied once to the sums. Or, of two backwards, the second
+with the clip factors as weights of the losses (see :mod:`dpcheck.engine.second`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dpcheck.engine.contributions import Contribution, Finder
 from dpcheck.engine.kinds import FLAT, Grouping
 from dpcheck.engine.precision import without_autocast
 from dpcheck.engine.sites.base import Part, Site, is_narrow, square_norms_of, weighted_of, wide
+from dpcheck.engine.storages import Second
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -46,6 +48,7 @@ class Plan:
         sites, contributions: what a person may print (see :mod:`dpcheck.engine.estimates`).
         places: of each site, the ops of the captured graph that it stands for.
         kept: positions of the sites whose contributions are kept until the clip factors are known.
+        backwards: 1, or 2 where the second computes the clipped sum and nothing is kept for it.
         compiled: ``module`` by ``torch.compile``, if that was asked for.
     """
 
@@ -57,21 +60,23 @@ class Plan:
     gradients: tuple[str, ...]
     buffers: tuple[str, ...]
     grouping: Grouping
+    backwards: int = 1
     compiled: Callable[..., Any] | None = None
 
 
-def make_plan(analysis: Analysis, *, per_sample: bool = False, grouping: Grouping = FLAT) -> Plan:
+def make_plan(analysis: Analysis, *, per_sample: bool = False, grouping: Grouping = FLAT, backwards: int = 1) -> Plan:
     """Plan the step for the shapes of the captured batch.
 
     Args:
         analysis: proven, of a capture with at least two samples.
         per_sample: return every sample's gradients, [B, *shape], in the place of clipped sums.
         grouping: which parameters are clipped together.
+        backwards: 2 only where gradients are linear in the weights of the losses, for one group.
 
     Raises:
         NotCovered: naming the op and the parameter that no sampler covers.
     """
-    return _Planner(analysis, per_sample, grouping).plan()
+    return _Planner(analysis, per_sample, grouping, backwards).plan()
 
 
 def compiled(plan: Plan) -> Plan:
@@ -95,9 +100,9 @@ def run_plan(plan: Plan, model: nn.Module, batch: Any, weights: Tensor, max_grad
 
 
 class _Planner:
-    def __init__(self, analysis: Analysis, per_sample: bool, grouping: Grouping) -> None:
+    def __init__(self, analysis: Analysis, per_sample: bool, grouping: Grouping, backwards: int) -> None:
         self.capture, self.steps, self.each = analysis.capture, analysis.steps, per_sample
-        self.grouping = grouping
+        self.grouping, self.backwards = grouping, backwards
         self.finder = Finder(analysis)
         self.graph = fx.Graph()
         self.env: dict[fx.Node | Part, fx.Node] = {}
@@ -117,7 +122,8 @@ class _Planner:
         return self.grouping.of.get(c.name, 0)
 
     def _emit(self, contributions: list[Contribution], buffers: list[str]) -> Plan:
-        needed = self._needed(contributions, buffers)
+        again = self._again(contributions) if self.backwards == 2 else []
+        needed = self._needed(contributions, buffers, again)
         for node in self.capture.graph.graph.nodes:
             if node.op == "placeholder":
                 self.env[node] = self.graph.node_copy(node)
@@ -155,15 +161,21 @@ class _Planner:
         gradients = each
         if not self.each:
             factors = self.graph.call_function(self.grouping.factors, (norm, clip, weights))
-            gradients = self._clip(contributions, factors, kept, each)
+            if self.backwards == 2:
+                gradients = self._second(contributions, factors, again)
+            else:
+                gradients = self._clip(contributions, factors, kept, each)
         after = [self.env[self.capture.buffers_after[name]] for name in buffers]
         self.graph.output((self.env[self.capture.losses], norm, list(gradients.values()), after))
         module = fx.GraphModule(self.capture.graph, self.graph)
         places, names = tuple(self.finder.places), (tuple(gradients), tuple(buffers))
-        return Plan(module, tuple(self.sites), places, frozenset(kept), tuple(contributions), *names, self.grouping)
+        held = frozenset(kept) if self.backwards == 1 else frozenset[int]()
+        found = tuple(contributions)
+        return Plan(module, tuple(self.sites), places, held, found, *names, self.grouping, self.backwards)
 
-    def _needed(self, contributions: list[Contribution], buffers: list[str]) -> set[fx.Node]:
+    def _needed(self, contributions: list[Contribution], buffers: list[str], again: list[fx.Node]) -> set[fx.Node]:
         roots = [self.capture.losses, *(self.capture.buffers_after[name] for name in buffers)]
+        roots += [source for node in again for source in node.all_input_nodes if source not in set(again)]
         roots += [source for site in self.sites for source in site.sources]
         roots += [constant for c in contributions for constant in c.constants]
         seen: set[fx.Node] = set()
@@ -173,6 +185,33 @@ class _Planner:
                 seen.add(node)
                 roots += node.all_input_nodes
         return seen
+
+    def _again(self, contributions: list[Contribution]) -> list[fx.Node]:
+        """The nodes of the backward that the gradients need, but for draws: the second time they are the same."""
+        seen: set[fx.Node] = set()
+        roots = [self._gradient(c) for c in contributions]
+        while roots:
+            node = roots.pop()
+            drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if node not in seen and node.meta.get("half") == "backward" and not drawn:
+                seen.add(node)
+                roots += node.all_input_nodes
+        return [node for node in self.capture.graph.graph.nodes if node in seen]
+
+    def _gradient(self, c: Contribution) -> fx.Node:
+        node = self.capture.gradients[c.name]
+        assert node is not None
+        return node
+
+    def _second(self, contributions: list[Contribution], factors: fx.Node, again: list[fx.Node]) -> dict[str, fx.Node]:
+        env: dict[fx.Node, fx.Node] = {self.capture.tangent: self.graph.call_function(torch.select, (factors, 1, 0))}
+        storages = Second(again)
+        for node in again:
+            env[node] = self.graph.node_copy(node, lambda n: env[n] if n in env else self.env[n])
+            env[node].meta["val"] = storages.of(node.meta.get("val"))
+            if not node.kwargs:
+                env[node].target = _KERNELS.get(node.target, node.target)
+        return {c.name: env[self._gradient(c)] for c in contributions}
 
     def _copy(self, node: fx.Node) -> fx.Node:
         """A node of the graph, without the outputs that are unclipped parameter gradients."""

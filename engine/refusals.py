@@ -42,8 +42,7 @@ def check_finite(losses: Tensor, norms: Tensor, weights: Tensor) -> None:
     Raises:
         NotFinite: names the samples; also one that is padding, as what it gives cannot be made zero.
     """
-    finite = torch.isfinite(losses) & torch.isfinite(norms)
-    bad = (~finite & (weights != 0)) | ~torch.isfinite(norms)
+    bad = ~torch.isfinite(norms) | (~torch.isfinite(losses) & (weights != 0))
     if bool(bad.any()):
         raise NotFinite(bad.nonzero().flatten().tolist())
 

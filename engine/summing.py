@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from dpcheck.engine.adaptive import Count
-from dpcheck.engine.clipped import Clipped
+from dpcheck.engine.clipped import Clipped, joined
 from dpcheck.engine.kinds import Grouping
 from dpcheck.engine.noise import Gradients, Mechanism
 from dpcheck.engine.refusals import NotFinite, named
@@ -140,11 +140,11 @@ class Summer:
     def _seen(self, parts: Sequence[Clipped], max_grad_norm: float) -> Seen:
         if not parts:
             return Seen(torch.zeros(0), torch.zeros(0), {}, 0)
-        groups = {name: torch.cat([p.group_norms[name] for p in parts]) for name in parts[0].group_norms}
-        norms = torch.cat([p.norms for p in parts])
+        whole = joined(parts)
+        groups, norms = whole.group_norms, whole.norms
         columns = torch.stack(list(groups.values()), 1) if groups else norms.unsqueeze(1)
         shortened = int(self.grouping.shortened(columns, max_grad_norm).sum())
-        return Seen(torch.cat([p.losses for p in parts]), norms, groups, shortened)
+        return Seen(whole.losses, norms, groups, shortened)
 
 
 def on_device(batch: Any, parameters: Mapping[str, Tensor]) -> Any:

@@ -113,3 +113,12 @@ def test_estimates_say_what_the_plan_does() -> None:
     shared = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
     shared[2].weight = shared[0].weight
     assert estimated(shared, torch.randn(4, 3, 8))["0.weight"].kind == "joint"
+
+
+def test_two_backwards_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    again = GOOD.replace("self.head(self.table(ids))", "checkpoint(self.layers, self.table(ids), use_reentrant=False)")
+    layers = "nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(5, 5), nn.Tanh())])"
+    again = again.replace("nn.Linear(5, 3)", layers).replace("self.head", "self.layers")
+    code, out, _ = run(tmp_path, monkeypatch, capsys, "from torch.utils.checkpoint import checkpoint\n" + again)
+    assert code == CLEAN
+    assert "two backwards" in out

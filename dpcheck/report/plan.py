@@ -11,7 +11,9 @@ from rich.table import Column, Table
 from dpcheck.engine.estimates import SiteEstimate
 
 
-def show_plan(console: Console, sites: tuple[SiteEstimate, ...], batch_size: int, seconds: float) -> None:
+def show_plan(
+    console: Console, sites: tuple[SiteEstimate, ...], batch_size: int, seconds: float, backwards: int
+) -> None:
     """Print a row for each site, dearest first, and what all of them take together."""
     table = Table(Column("parameter", overflow="fold"), "summed over samples by", "at", "method")
     for name in ("Mflop", "ms", "MiB held"):
@@ -27,6 +29,11 @@ def show_plan(console: Console, sites: tuple[SiteEstimate, ...], batch_size: int
         f"{len(sites)} sites at a batch of {batch_size}: about {total * 1e3:.3g} ms for norms and clipped sums, which "
         f"take the place of the unclipped sums; planned in {seconds:.1f} s"
     )
+    if backwards == 2:
+        console.print(
+            "two backwards: the model computes activations again (checkpointing), and nothing is held for the clipped "
+            "sum, which is the gradient of the losses times their clip factors"
+        )
     console.print(
         "ghost: norms without the gradients, then one weighted sum; instantiate: every sample's gradient is kept; "
         "recompute: is computed twice; "

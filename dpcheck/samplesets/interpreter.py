@@ -17,7 +17,7 @@ import dpcheck.samplesets.recurrent
 import dpcheck.samplesets.reductions
 import dpcheck.samplesets.writes  # noqa: F401  (each import registers its rules)
 from dpcheck.capture import Capture
-from dpcheck.samplesets.lattice import Samples, joined, moved, none, per_row, reduced
+from dpcheck.samplesets.lattice import Samples, joined, moved, none, per_row, reduced, several
 from dpcheck.samplesets.linear import adds_terms, of_a_sum
 from dpcheck.samplesets.moves import cat, create, move, pad, scatter_in, unknown
 from dpcheck.samplesets.op import RULES, Op, broadcast, is_pointwise
@@ -53,21 +53,25 @@ class Step:
         return any(v.mixed() for v in self.outputs)
 
 
-def interpret(capture: Capture, *, mended: bool = False) -> dict[fx.Node, Step]:
+def interpret(capture: Capture, *, mended: bool = False, weights_only: bool = False) -> dict[fx.Node, Step]:
     """The abstract value of every node.
 
     Args:
         mended: go on behind each op of the forward at which samples meet as if it kept them apart, so that a second
             such op behind it is found as well.
+        weights_only: the batch is taken for a constant and the weights of the losses for sums: what is linear in these
+            is ``additive``.
     """
     batch = capture.batch_size
     steps: dict[fx.Node, Step] = {}
     known: dict[fx.Node, Any] = _constants(capture)
-    rows = {*capture.batch, capture.tangent}
+    rows = set() if weights_only else {*capture.batch, capture.tangent}
     for node in capture.graph.graph.nodes:
         val = node.meta.get("val")
         if node.op == "placeholder":
             seed = per_row(val.shape, batch) if node in rows else none(val.shape, batch, const=known.get(node))
+            if weights_only and node is capture.tangent:
+                seed = several(val.shape, batch, additive=True)
             steps[node] = Step(seed, False, True)
         elif node.op == "get_attr":
             attribute = getattr(capture.graph, node.target)

@@ -25,7 +25,11 @@ _FIRST = frozenset(
         "silu_backward", "_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm_backward",
         "native_group_norm_backward", "native_batch_norm_backward", "convolution_backward", "leaky_relu_backward",
         "elu_backward", "softplus_backward", "hardtanh_backward", "hardswish_backward", "logit_backward",
-        "glu_backward", "unfold_backward", "_conj", "_neg_view", "conj_physical",
+        "glu_backward", "unfold_backward", "_conj", "_neg_view", "conj_physical", "nll_loss_backward",
+        "nll_loss2d_backward", "mse_loss_backward", "huber_loss_backward", "smooth_l1_loss_backward",
+        "binary_cross_entropy_backward", "hardsigmoid_backward", "mish_backward", "log_sigmoid_backward",
+        "_prelu_kernel_backward", "_scaled_dot_product_flash_attention_for_cpu_backward",
+        "max_pool2d_with_indices_backward", "avg_pool2d_backward", "_adaptive_avg_pool2d_backward",
     }
 )  # fmt: skip
 # Linear in either factor, not in both.

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dpcheck.engine import clipped_grads, clipping
-from dpcheck.engine.clipping import Clipper, per_sample_grads
+from dpcheck.engine.clipping import Clipper
+from dpcheck.engine.per_sample import per_sample_grads
 from dpcheck.engine.plan import run_plan
 from hypothesis import assume, given
 from hypothesis import strategies as st
