@@ -47,11 +47,16 @@ def analyse(capture: Capture) -> Analysis:
     steps = interpret(capture)
     falsified = dict(_falsified(capture, steps))
     reaches = _culprits(capture, falsified, steps)
-    if "losses" in falsified:
-        for culprit in _further(capture, steps):
-            reaches.setdefault(culprit, ["losses"])
+    later = _further(capture, steps) if "losses" in falsified else {}
+    for culprit in later:
+        reaches.setdefault(culprit, ["losses"])
     order = {node: i for i, node in enumerate(capture.graph.graph.nodes)}
-    events = tuple(_event(node, steps, reaches[node]) for node in sorted(reaches, key=order.__getitem__))
+    # How samples meet at an op behind another is seen only once they are apart before it.
+    met = {node: steps[node] if steps[node].fresh else later.get(node, steps[node]) for node in reaches}
+    events = tuple(
+        _event(node, steps[node], reaches[node], reason_for(node, met[node]))
+        for node in sorted(reaches, key=order.__getitem__)
+    )
     return Analysis(
         capture,
         steps,
@@ -108,8 +113,8 @@ def _culprits(capture: Capture, falsified: dict[str, fx.Node], steps: dict[fx.No
     return {node: [label for bit, label in enumerate(labels) if bits >> bit & 1] for node, bits in found.items()}
 
 
-def _further(capture: Capture, steps: dict[fx.Node, Step]) -> list[fx.Node]:
-    """Ops of the forward at which samples would meet even if those before them were mended."""
+def _further(capture: Capture, steps: dict[fx.Node, Step]) -> dict[fx.Node, Step]:
+    """Ops of the forward at which samples would meet even if those before them were mended, and how."""
     seen, stack = {capture.losses}, [capture.losses]
     while stack:
         for source in stack.pop().all_input_nodes:
@@ -118,7 +123,7 @@ def _further(capture: Capture, steps: dict[fx.Node, Step]) -> list[fx.Node]:
                 stack.append(source)
     after = interpret(capture, mended=True)
     found = [node for node, step in after.items() if step.fresh and node.meta.get("half") == "forward" and node in seen]
-    return [_mover(node, after) or node for node in found]
+    return {culprit: after[culprit] for culprit in (_mover(node, after) or node for node in found)}
 
 
 _MOVERS = frozenset({"flip", "roll", "index", "index_select", "gather", "sort", "permute", "transpose", "slice"})
@@ -156,11 +161,10 @@ def _suspect(step: Step) -> bool:
     return any((v.mixed() and not v.additive) or v.inexact for v in step.outputs)
 
 
-def _event(node: fx.Node, steps: dict[fx.Node, Step], reaches: list[str]) -> Event:
-    step = steps[node]
+def _event(node: fx.Node, step: Step, reaches: list[str], reason: str) -> Event:
     inexact = any(v.inexact for v in step.outputs)
     kind: EventKind = "unproven" if inexact or not step.ruled else node.meta["half"]
-    return Event(kind, str(node.target), _origin(node), tuple(sorted(set(reaches))), reason_for(node, step))
+    return Event(kind, str(node.target), _origin(node), tuple(sorted(set(reaches))), reason)
 
 
 def _origin(node: fx.Node) -> Origin | None:
