@@ -20,7 +20,7 @@ from dpcheck.diagnostic import Location
 from dpcheck.drawing import USUAL, fixed_draws
 from dpcheck.errors import DpcheckError
 from dpcheck.functional import functionalized, written_constant
-from dpcheck.recurrent import FusedLSTM
+from dpcheck.recurrent import FusedRecurrence
 from dpcheck.sandbox import Touched, read_back, sandbox, swapped, tensors_of
 from dpcheck.source import location_of
 from dpcheck.tracing import Recorder, refusals_noted, without_fused_layers, without_validation
@@ -125,7 +125,7 @@ def _capture(model: nn.Module, loss_fn: LossFn, batch: Any, recorder: Recorder) 
             for i, x in zip(where, xs, strict=True):
                 filled[i] = x
             state = {**dict(zip(parameters, ps, strict=True)), **dict(zip(buffers, bs, strict=True))}
-            with swapped(model, state), MaskedAssignment(), FusedLSTM():
+            with swapped(model, state), MaskedAssignment(), FusedRecurrence():
                 losses = loss_fn(model, pytree.tree_unflatten(filled, spec))
                 check_losses(losses, size)
                 after = read_back(model, state)

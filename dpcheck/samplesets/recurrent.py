@@ -7,17 +7,24 @@ from typing import Any
 from dpcheck.samplesets.lattice import Samples, moved, reduced
 from dpcheck.samplesets.op import Op, transfer
 
+# Of each op, the arguments that have no rows.
+_WEIGHTS = {
+    "dpcheck.lstm": (1,), "dpcheck.lstm_backward": (2,), "dpcheck.gru": (1, 2), "dpcheck.gru_backward": (1,),
+    "dpcheck.rnn": (1,), "dpcheck.rnn_backward": (1,),
+}  # fmt: skip
 
-@transfer("dpcheck.lstm", "dpcheck.lstm_backward")
+
+@transfer(*_WEIGHTS)
 def recurrence(op: Op) -> Any:
     """Row b of the batch, which is the last axis but one, depends on everything of row b, and on all of the weights.
 
     Time is not followed: an early state is said to depend on the later inputs too.
     """
-    at = 1 if op.packet == "dpcheck.lstm" else 2
-    weight = moved(reduced(op.args[at], None), lambda t: t.reshape(1, 1))
-    rows = [_rows(value) for i, value in enumerate(op.args) if i != at]
-    every = op.join(weight, *rows, shape=rows[0].shape)
+    at = _WEIGHTS[op.packet]
+    values = [(i, value) for i, value in enumerate(op.args) if isinstance(value, Samples)]
+    weights = [moved(reduced(value, None), lambda t: t.reshape(1, 1)) for i, value in values if i in at]
+    rows = [_rows(value) for i, value in values if i not in at]
+    every = op.join(*weights, *rows, shape=rows[0].shape)
     return op.each(lambda out: moved(every, lambda t: t.expand(out.shape)))
 
 

@@ -86,16 +86,33 @@ def recurrent(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
     return torch.stack(outs).movedim(0, a)
 
 
-@step
-def lstm(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
-    """``torch.lstm``, time-first or batch-first by the axis."""
+def _layer(run: Any, gates: int, z: Tensor, a: int, w: Weights) -> Tensor:
+    """A recurrent layer of torch, time-first or batch-first by the axis."""
     q = z.movedim(a, -1)
     q = q if q.dim() == 3 else q[None]
     d = q.shape[-1]
-    weights = [torch.cat([w.square[:d, :d]] * 4), torch.cat([w.square[:d, -d:]] * 4)]
-    zero = q.new_zeros(1, q.shape[1], d)
-    out: Any = torch.lstm(q, (q[:1].tanh(), zero), weights, False, 1, 0.0, False, False, False)[0]
+    weights = [torch.cat([w.square[:d, :d]] * gates), torch.cat([w.square[:d, -d:]] * gates)]
+    start, zero = q[:1].tanh(), q.new_zeros(1, q.shape[1], d)
+    out: Any = run(q, (start, zero) if run is torch.lstm else start, weights, False, 1, 0.0, False, False, False)[0]
     return (out if z.dim() == 3 else out[0]).movedim(-1, a)
+
+
+@step
+def lstm(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
+    """``torch.lstm``."""
+    return _layer(torch.lstm, 4, z, a, w)
+
+
+@step
+def gru(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
+    """``torch.gru``."""
+    return _layer(torch.gru, 3, z, a, w)
+
+
+@step
+def rnn(z: Tensor, a: int, w: Weights, y: Tensor) -> Tensor:
+    """``torch.rnn_tanh``."""
+    return _layer(torch.rnn_tanh, 1, z, a, w)
 
 
 @step

@@ -123,6 +123,9 @@ PLANTED: dict[str, tuple[str, tuple[str, ...], Wrong]] = {
     "maximum sees its left side": ("maximum", ("less_greatest",), _only(0)),
     "lstm sees its weights": ("dpcheck.lstm", ("lstm",), _nothing),
     "lstm sees one time step": ("dpcheck.lstm", ("lstm",), _only(0)),
+    "gru sees its weights": ("dpcheck.gru", ("gru",), _nothing),
+    "gru sees one time step": ("dpcheck.gru", ("gru",), _only(0)),
+    "rnn sees one time step": ("dpcheck.rnn", ("rnn",), _only(0)),
     # reductions
     "mean keeps one row": ("mean", ("less_mean", "times_squeezed", "less_all_but"), _only(0)),
     "sum keeps one row": ("sum", ("less_sum", "weighted"), _only(0)),

@@ -1,8 +1,4 @@
-"""LSTM layers as two ops for each direction, in the place of a dozen for each time step.
-
-A layer is ``linear`` for all time steps at once, then the recurrence, which is one op forward and one backward. The
-gradient of the recurrent weights is a product of two tensors that hold all time steps: a sampler's usual case.
-"""
+"""The recurrence of an LSTM: one op forward and one backward."""
 
 from __future__ import annotations
 
@@ -11,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from dpcheck.kernels import addmm, matmul
 
@@ -104,7 +98,7 @@ def _(
     return active.new_empty(active.shape), grad_cell.new_empty(grad_cell.shape), grad_cell.new_empty(grad_cell.shape)
 
 
-class _Recurrence(torch.autograd.Function):
+class LSTM(torch.autograd.Function):
     """(gates, weight, hidden, cell) -> hidden states [T, B, H], last cell state [B, H]."""
 
     @staticmethod
@@ -120,47 +114,3 @@ class _Recurrence(torch.autograd.Function):
         gates, hidden, cell = torch.ops.dpcheck.lstm_backward(*grads, weight, *kept)
         flat = gates.flatten(0, 1).t() @ hiddens[:-1].flatten(0, 1)
         return gates, flat, hidden, cell
-
-
-class FusedLSTM(TorchFunctionMode):
-    """``torch.lstm`` on padded sequences by the ops above, layer by layer; every other call as it is."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._VF.lstm and not kwargs and len(args) == 9 and _plain(*args):
-            return _layers(*args)
-        return func(*args, **(kwargs or {}))
-
-
-def _plain(x: Any, states: Any, weights: Any, biased: bool, layers: int, *rest: Any) -> bool:
-    """Padded sequences, no projection, one floating dtype, no autocast, no transform of torch.func."""
-    if not isinstance(states, list | tuple) or not isinstance(weights, list | tuple) or len(states) != 2:
-        return False
-    directions = 2 if rest[2] else 1
-    tensors = [x, *states, *weights]
-    same = len({(t.dtype, t.device) for t in tensors}) == 1 and x.dtype in (torch.float32, torch.float64)
-    whole = len(weights) == layers * directions * (4 if biased else 2) and x.dim() == 3 and min(x.shape) > 0
-    bare = not torch.is_autocast_enabled(x.device.type) and not torch._C._are_functorch_transforms_active()
-    return same and whole and bare
-
-
-def _layers(
-    x: Tensor, states: Any, weights: Any, biased: bool, layers: int, dropout: float, train: bool, both: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    x = x.transpose(0, 1) if batch_first else x
-    directions, own = 2 if both else 1, 4 if biased else 2
-    hidden, cell = [], []
-    for layer in range(layers):
-        outputs = []
-        for direction in range(directions):
-            at = layer * directions + direction
-            into, recurrent, *biases = weights[at * own : (at + 1) * own]
-            gates = functional.linear(x.flip(0) if direction else x, into, sum(biases) if biases else None)
-            output, last = _Recurrence.apply(gates, recurrent, states[0][at], states[1][at])  # type: ignore[no-untyped-call]
-            hidden.append(output[-1])
-            cell.append(last)
-            outputs.append(output.flip(0) if direction else output)
-        x = torch.cat(outputs, 2) if both else outputs[0]
-        if dropout and layer < layers - 1:
-            x = torch.dropout(x, dropout, train)
-    return x.transpose(0, 1) if batch_first else x, torch.stack(hidden), torch.stack(cell)
