@@ -16,7 +16,7 @@ from dpcheck.options.base import CLEAN, ERROR, FINDINGS
 __all__ = ["CLEAN", "ERROR", "FINDINGS", "main"]
 
 # Each is a module of dpcheck.options with a function main(arguments) -> exit code.
-COMMANDS = ("rule", "plan", "verify", "explain", "budget")
+COMMANDS = ("rule", "plan", "verify", "audit", "explain", "budget")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

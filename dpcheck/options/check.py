@@ -23,6 +23,7 @@ The file is run: check only files that you trust.
   dpcheck model.py --fix --unsafe-fixes --train fix, verify, train privately
   dpcheck plan model.py                         how norms and clipped sums are computed, and what they cost
   dpcheck verify model.py                       per-sample gradients against references, parameter by parameter
+  dpcheck audit model.py                        attacks the engine with your model: sensitivity, noise, sampling
   dpcheck explain model.py [NAME]               why a parameter or value is mixing, step by step with source lines
   dpcheck budget --help                         plans noise and steps for an epsilon, or reads a ledger
   dpcheck rule DP101                            what a rule finds and why; `dpcheck rule --all` lists them"""

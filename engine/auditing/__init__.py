@@ -1,0 +1,1 @@
+"""Attacks on the engine: is what it releases what it claims to release?"""
