@@ -7,63 +7,66 @@ needs dp-accounting and prv-accountant.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from dpcheck.engine.accounting import epsilon
 
-_ROOT = Path(__file__).resolve().parents[3]
-ROWS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("golden.json").read_text())
-
-
-def _benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("accountants", _ROOT / "benchmarks" / "accountants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+TABLE = json.loads(Path(__file__).with_name("golden.json").read_text())
+ROWS: list[dict[str, Any]] = TABLE["rows"]
 
 
-def _setting(row: dict[str, Any]) -> tuple[float, float, int, float]:
-    return row["sigma"], row["rate"], row["steps"], row["delta"]
+@pytest.fixture
+def cases(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[3] / "benchmarks")
+    return importlib.import_module("accountant_cases")
 
 
-def test_the_table_is_large_and_complete() -> None:
-    assert len({_setting(row) for row in ROWS}) >= 60
+def test_the_table_is_large_and_complete(cases: ModuleType) -> None:
+    assert [cases.case_of(row) for row in ROWS] == cases.cases()
+    kinds = Counter(row["kind"] for row in ROWS)
+    assert min(kinds.values()) >= 3
+    assert sum(kinds.values()) >= 60
     assert sum(row["dp_accounting"] is not None for row in ROWS) >= 60
     assert sum(row["prv_accountant"] is not None for row in ROWS) >= 60
+    # Whatever the kind, somebody else has an answer.
+    assert all(any(row[peer] for peer in ("dp_accounting", "prv_accountant", "rdp", "exact")) for row in ROWS)
+    assert TABLE["versions"].keys() >= {"dp-accounting", "prv-accountant"}
 
 
-def test_no_bound_contradicts_the_table_and_none_is_looser_than_dp_accounting() -> None:
-    benchmark = _benchmark()
+def test_no_bound_contradicts_the_table_and_none_is_looser_than_dp_accounting(cases: ModuleType) -> None:
     wrong = []
     for row in ROWS:
-        bounds = epsilon(*_setting(row))
-        now = {**row, "lower": bounds.lower, "upper": bounds.upper}
-        wrong += benchmark.faults(now)
+        bounds = cases.case_of(row).bounds()
+        wrong += cases.faults({**row, "lower": bounds.lower, "upper": bounds.upper})
         # What was certified then still holds now.
         if not (bounds.lower <= row["upper"] and row["lower"] <= bounds.upper <= 1.002 * row["upper"] + 1e-3):
-            wrong.append(f"{_setting(row)}: {bounds}, was {row['lower']} to {row['upper']}")
+            wrong.append(f"{cases.case_of(row)}: {bounds}, was {row['lower']} to {row['upper']}")
     assert not wrong
 
 
 @pytest.mark.parametrize(("name", "off"), [("upper", 0.98), ("lower", 1.03)])
-def test_the_table_catches_bounds_that_are_wrong(name: str, off: float) -> None:
-    benchmark = _benchmark()
-    caught = sum(bool(benchmark.faults({**row, name: off * row[name]})) for row in ROWS)
-    assert caught > 30
+def test_the_table_catches_bounds_that_are_wrong(cases: ModuleType, name: str, off: float) -> None:
+    caught = Counter(row["kind"] for row in ROWS if cases.faults({**row, name: off * row[name]}))
+    assert sum(caught.values()) > 60
+    if name == "upper":
+        # Nobody else has a lower bound for these.
+        assert caught.keys() == {row["kind"] for row in ROWS} - {"fixed size", "cut to size"}
+    else:
+        # RDP is far above.
+        assert caught.keys() == {row["kind"] for row in ROWS} - {"fixed size"}
 
 
 @pytest.mark.long
-def test_no_live_answer_of_another_accountant_is_contradicted() -> None:
+def test_no_live_answer_of_another_accountant_is_contradicted(cases: ModuleType) -> None:
     for peer in ("dp_accounting", "prv_accountant"):
         assert importlib.util.find_spec(peer) is not None, f"this comparison needs {peer}"
-    benchmark = _benchmark()
-    rows = [benchmark.compare(rate, sigma, steps, 1e-5, 60) for rate, sigma, steps in benchmark.SETTINGS]
-    assert all(row["dp_accounting"] for row in rows)
-    assert not [fault for row in rows for fault in benchmark.faults(row)]
+    benchmark = importlib.import_module("accountants")
+    rows = [benchmark.compare(case, 120) for case in cases.cases() if case.delta >= 1e-6]
+    assert all(row["dp_accounting"] or row["rdp"] for row in rows)
+    assert not [fault for row in rows for fault in cases.faults(row)]
