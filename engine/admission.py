@@ -1,11 +1,14 @@
-"""What must hold before a run starts: one process, a model that the check accepts, a ledger with room for the run."""
+"""What must hold before a run starts: a model that the check accepts, a ledger with room for the run."""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from dpcheck.engine.ledger import Ledger, phases_of, spent
+from dpcheck.engine.ledger import Ledger, new_run, phases_of, spent
+from dpcheck.engine.ranks import Ranks
 from dpcheck.engine.settings import Settings
 from dpcheck.engine.step_record import StepRecord, adjacency_of
 from torch import nn
@@ -14,18 +17,33 @@ from dpcheck.capture import LossFn
 from dpcheck.errors import DpcheckError
 
 
-def refuse_ranks() -> None:
-    """Refuses a torch.distributed world of several processes, whose ranks would each add their own noise.
+def loaded_norm(state: Any, default: float) -> float:
+    """The clipping norm in what should be the state of an engine.
 
     Raises:
-        DpcheckError: if there is one.
+        DpcheckError: if it is not one.
     """
-    distributed: Any = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise DpcheckError(
-            f"PrivacyEngine runs in one process; this is one of {distributed.get_world_size()} ranks",
-            next="train in a single process",
-        )
+    if not isinstance(state, Mapping) or {"run", "ledger"} - state.keys():
+        raise DpcheckError("this is no state of a PrivacyEngine", where="state", next="pass engine.state_dict()")
+    norm = state.get("max_grad_norm", default)
+    if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf:
+        raise DpcheckError(f"the state has max_grad_norm={norm!r}", where="state", next="pass engine.state_dict()")
+    return float(norm)
+
+
+def opened(ledger: str | os.PathLike[str] | None, ranks: Ranks) -> tuple[Ledger, str]:
+    """The ledger and the name of a new run, alike on all ranks; only rank 0 reads and writes the file."""
+    mine = Ledger()
+
+    def open_file() -> tuple[dict[str, Any], str]:
+        nonlocal mine
+        mine = Ledger(ledger)
+        return mine.state_dict(), new_run()
+
+    kept, run = ranks.first(open_file)
+    if ranks.rank:
+        mine.absorb(kept)
+    return mine, run
 
 
 def checked_method(model: nn.Module, loss_fn: LossFn, few: Any) -> str:

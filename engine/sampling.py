@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from dpcheck.engine.prefetch import Reader
 from dpcheck.engine.streams import Stream
 from torch import Tensor
 
@@ -87,14 +89,25 @@ class Loader:
         collate_fn: list of records -> batch; ``torch.utils.data.default_collate`` if None.
         size: samples in a physical batch.
         unit: what one sample is; its items are users if ``dataset`` is one of users.
+        num_workers, pin_memory: of :class:`dpcheck.engine.prefetch.Reader`.
 
     Raises:
         DpcheckError: if the data set is no map-style data set, or is empty.
     """
 
-    def __init__(self, dataset: Any, collate_fn: CollateFn | None, size: int, unit: Unit | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        collate_fn: CollateFn | None,
+        size: int,
+        unit: Unit | None = None,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
         self.dataset, self.collate_fn, self.size = map_style(dataset), collate_fn, size
         self.unit = unit or Unit()
+        self._reader = Reader(self.dataset, collate_fn, num_workers, pin_memory)
         self._constants: tuple[str, ...] | None = None
         self._lengths: dict[int, int] = {}
         self._shapes: list[tuple[int, ...]] = []
@@ -128,6 +141,12 @@ class Loader:
             return self.size
         return min(places for part in _PARTS if (places := -(-self.size // part)) >= real)
 
+    def physical(self, indices: Tensor) -> Iterator[tuple[Tensor, PhysicalBatch]]:
+        """Each chunk of ``indices`` and what :meth:`read` makes of it; read ahead if there are workers."""
+        chunks = self.chunks(indices)
+        for chunk, data in zip(chunks, self._reader.batches(chunks), strict=True):
+            yield chunk, self._padded(self._accepted(data, chunk), len(chunk))
+
     def read(self, indices: Tensor) -> PhysicalBatch:
         """The records ``indices`` (at least 1, at most ``size``), padded to ``size``.
 
@@ -136,7 +155,9 @@ class Loader:
         Raises:
             DpcheckError: if ``collate_fn`` does not return one sample for each record.
         """
-        data, real = self.collate(indices), len(indices)
+        return self._padded(self.collate(indices), len(indices))
+
+    def _padded(self, data: Any, real: int) -> PhysicalBatch:
         places = self._places(real)
         if real < places:
             data = inputs.take(data, [*range(real), *[0] * (places - real)])
@@ -149,7 +170,10 @@ class Loader:
             DpcheckError: as :meth:`read`; if a public constant of the batch is not what it was in the first batch, and
                 for the first sample of that batch alone.
         """
-        data, noun = self._read(indices), self.unit.noun
+        return self._accepted(read(self.dataset, indices, self.collate_fn), indices)
+
+    def _accepted(self, batch: Any, indices: Tensor) -> Any:
+        data, noun = self.unit.canonical(batch), self.unit.noun
         got, real = inputs.batch_size(data), len(indices)
         if got != real:
             raise DpcheckError(
@@ -161,7 +185,8 @@ class Loader:
         self._note_shapes(data)
         found = constants(data)
         if self._constants is None:
-            self._constants = constants(self._read(indices[:1])) if found else found
+            alone = read(self.dataset, indices[:1], self.collate_fn) if found else None
+            self._constants = constants(self.unit.canonical(alone)) if found else found
         self._refuse_other(found)
         return data
 
@@ -202,6 +227,3 @@ class Loader:
             where="collate_fn",
             next="return tensors with samples on axis 0 for what belongs to records, and constants for the rest",
         )
-
-    def _read(self, indices: Tensor) -> Any:
-        return self.unit.canonical(read(self.dataset, indices, self.collate_fn))

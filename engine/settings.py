@@ -10,6 +10,7 @@ from dpcheck.engine import accounting
 from dpcheck.engine.adaptive import gradient_noise, settled_count_noise
 from dpcheck.engine.kinds import AdaptiveQuantile, Clipping, kind_of
 from dpcheck.engine.sampling import physical_size
+from dpcheck.engine.step_record import StepRecord
 
 from dpcheck.errors import DpcheckError
 from dpcheck.unit import Unit
@@ -60,6 +61,18 @@ class Settings:
     def sample_rate(self) -> float:
         """q = B / N."""
         return self.expected_batch_size / self.dataset_size
+
+    def record(self, run: str, max_grad_norm: float) -> StepRecord:
+        """What a step of ``run`` with the norm ``max_grad_norm`` does to the data."""
+        return StepRecord(
+            run=run,
+            noise_multiplier=self.gradient_noise,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=self.expected_batch_size,
+            dataset_size=self.dataset_size,
+            private=self.seed is None,
+            count_noise=self.count_noise,
+        )
 
     def notes(self) -> tuple[str, ...]:
         """What a reader of any result must know first."""

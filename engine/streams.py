@@ -147,3 +147,10 @@ class SystemStreams:
 
     def stream(self, purpose: str, step: int) -> Stream:
         return SystemStream()
+
+
+def streams_of(seed: int | None, secure: bool) -> Streams:
+    """New streams: of the operating system, under a new key, or those of a seed, which are not private."""
+    if secure:
+        return SystemStreams()
+    return KeyedStreams.private() if seed is None else KeyedStreams.not_private(seed)

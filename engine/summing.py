@@ -11,6 +11,7 @@ from dpcheck.engine.adaptive import Count
 from dpcheck.engine.clipped import Clipped, joined
 from dpcheck.engine.kinds import Grouping
 from dpcheck.engine.noise import Gradients, Mechanism
+from dpcheck.engine.ranks import Ranks
 from dpcheck.engine.refusals import NotFinite, named
 from dpcheck.engine.sampling import Loader, PhysicalBatch
 from torch import Tensor, nn
@@ -57,9 +58,28 @@ class Seen:
         """Share of gradients that lost length; None of no samples."""
         return self.shortened / len(self.norms) if len(self.norms) else None
 
+    @classmethod
+    def joined(cls, parts: Sequence[Seen]) -> Seen:
+        """Of the parts of a logical batch, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        groups = {name: torch.cat([p.group_norms[name] for p in parts if p.group_norms]) for name in _groups(parts)}
+        losses, norms = torch.cat([p.losses for p in parts]), torch.cat([p.norms for p in parts])
+        return cls(losses, norms, groups, sum(p.shortened for p in parts))
+
+    def on_cpu(self) -> Seen:
+        """For another process."""
+        groups = {name: norms.cpu() for name, norms in self.group_norms.items()}
+        return Seen(self.losses.cpu(), self.norms.cpu(), groups, self.shortened)
+
     def within(self, bound: float) -> Count:
         """How many gradients are no longer than ``bound``."""
         return Count(int((self.norms <= bound).sum()), len(self.norms))
+
+
+def _groups(parts: Sequence[Seen]) -> tuple[str, ...]:
+    """Parts without samples have none."""
+    return next((tuple(p.group_norms) for p in parts if p.group_norms), ())
 
 
 class Summer:
@@ -84,8 +104,7 @@ class Summer:
         self.clipper.max_grad_norm = max_grad_norm
         total: Gradients = {}
         parts: list[Clipped] = []
-        for chunk in self.loader.chunks(indices):
-            physical = self.loader.read(chunk)
+        for chunk, physical in self.loader.physical(indices):
             try:
                 clipped = self._clip(physical, max_grad_norm)
             except NotFinite as error:
@@ -96,6 +115,24 @@ class Summer:
         if not total:
             total = mechanism.contribution({name: torch.zeros_like(p) for name, p in self.parameters.items()})
         return total, self._seen(parts, max_grad_norm)
+
+    def sum_of_ranks(
+        self, ranks: Ranks, indices: Tensor, mechanism: Mechanism, max_grad_norm: float
+    ) -> tuple[Gradients, Seen]:
+        """As :meth:`sum`, of which each rank computes its part; the sum is on rank 0, what was seen on all.
+
+        Raises:
+            DpcheckError: on all ranks, as :meth:`sum` on one of them.
+        """
+        total: Gradients = {}
+
+        def part() -> Seen:
+            own, seen = self.sum(ranks.own(indices), mechanism, max_grad_norm)
+            total.update(own)
+            return seen if ranks.size == 1 else seen.on_cpu()
+
+        seen = Seen.joined(ranks.every(part))
+        return ranks.reduced(total), seen
 
     def _clip(self, physical: PhysicalBatch, max_grad_norm: float) -> Clipped:
         clipped = self.clipper(*on_device((physical.data, physical.weights), self.parameters))

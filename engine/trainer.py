@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.adaptive import next_norm
-from dpcheck.engine.admission import checked_method, refuse_ledger, refuse_ranks
+from dpcheck.engine.admission import checked_method, loaded_norm, opened, refuse_ledger
 from dpcheck.engine.available import budget_of
 from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.kinds import AdaptiveQuantile, Clipping, grouping_of
-from dpcheck.engine.ledger import Ledger, new_run
+from dpcheck.engine.ledger import Ledger
 from dpcheck.engine.metrics import Bar, Metrics
 from dpcheck.engine.noise import Gaussian, GridGaussian, Mechanism
+from dpcheck.engine.ranks import Ranks
 from dpcheck.engine.sampling import Loader, LogicalBatch, poisson
 from dpcheck.engine.settings import Settings, settle
 from dpcheck.engine.statement import describe, statement
-from dpcheck.engine.step_record import StepRecord
-from dpcheck.engine.streams import KeyedStreams, Streams, SystemStreams
+from dpcheck.engine.streams import streams_of
 from dpcheck.engine.summing import ClipperLike, Seen, Summer, on_device
 from dpcheck.engine.watch import Watch
 from torch import nn
@@ -48,6 +49,9 @@ class PrivacyEngine:
     After all steps the weights are (epsilon, delta)-differentially private for one record added or removed, with
     ``engine.epsilon().upper``. Loss and clipped fraction, in :class:`Metrics` and the progress bar, are computed from
     the records without noise: they are not private.
+
+    In a torch.distributed world every rank makes an engine of the same model, data set and arguments, and does the same
+    (:mod:`dpcheck.engine.ranks`): the whole draw is one Poisson sample, of which each rank computes a part.
 
     Args:
         model: an ``nn.Module`` in the train/eval state in which it is to be trained.
@@ -76,6 +80,8 @@ class PrivacyEngine:
             (:class:`dpcheck.Unit`); a data set of users knows its own.
         clipping: "flat", "per-layer", "automatic", "normalised", "adaptive", or a kind with its settings
             (:mod:`dpcheck.engine.kinds`). One record moves the sum by at most C whatever the kind.
+        num_workers: processes that read records ahead of their use; 0 reads them when they are needed.
+        pin_memory: batches in page-locked memory, where there is an accelerator.
 
     Raises:
         DpcheckError: for each argument that is wrong, by name and value; for a model that the check refuses.
@@ -105,9 +111,11 @@ class PrivacyEngine:
         ledger: str | os.PathLike[str] | None = None,
         unit: Unit | None = None,
         clipping: Clipping | str = "flat",
+        num_workers: int = 0,
+        pin_memory: bool = False,
         _clipper: Callable[..., ClipperLike] = Clipper,
     ) -> None:
-        refuse_ranks()
+        self._ranks = Ranks.here()
         self.settings: Settings = settle(
             dataset_size=len(map_style(dataset)),
             expected_batch_size=expected_batch_size,
@@ -126,10 +134,12 @@ class PrivacyEngine:
         self._max_grad_norm = self.settings.max_grad_norm
         self.model, self.loss_fn, self.optimizer, unit = model, loss_fn, optimizer, self.settings.unit
         self._watch = Watch(model, optimizer)
-        self._loader = Loader(dataset, collate_fn, self.settings.physical_batch_size, unit)
-        self.ledger = Ledger(ledger)
-        self.run = new_run()
-        refuse_ledger(self.ledger, self.settings, self._record(self.run))
+        size = self.settings.physical_batch_size
+        self._loader = Loader(dataset, collate_fn, size, unit, num_workers=num_workers, pin_memory=pin_memory)
+        self._ranks.agree(asdict(self.settings))
+        self._ranks.equal(model)
+        self.ledger, self.run = opened(ledger, self._ranks)
+        refuse_ledger(self.ledger, self.settings, self.settings.record(self.run, self._max_grad_norm))
         few = torch.arange(min(8, self.settings.dataset_size))
         losses, kind, parameters = unit.loss(loss_fn), self.settings.clipping, self._watch.parameters
         self._grouping = grouping_of(kind, parameters)
@@ -138,7 +148,7 @@ class PrivacyEngine:
         how = {"method": method, "clipping": kind, "memory_budget": budget, "compile": compile}
         self._clipper = _clipper(model, losses, max_grad_norm=self._max_grad_norm, **how)
         self._summer = Summer(self._clipper, self._loader, parameters, self._grouping)
-        self._streams = self._new_streams()
+        self._streams = streams_of(seed, secure)
         self._pending: LogicalBatch | None = None
         for note in self.settings.notes():
             log.warning("%s", note)
@@ -182,21 +192,24 @@ class PrivacyEngine:
                 where="batch",
                 next="for batch in engine: metrics = engine.step(batch)",
             )
-        self._watch.refuse_changes()
-        self._watch.refuse_foreign_gradients()
-        noise, count_noise = (self._streams.stream(purpose, batch.step) for purpose in ("noise", "count"))
-        s, norm = self.settings, self._max_grad_norm
+        self._ranks.refuse_change()
+        self._ranks.every(self._watch.refuse)
+        s, norm, ranks = self.settings, self._max_grad_norm, self._ranks
         mechanism: Mechanism = (GridGaussian if s.secure else Gaussian)(s.gradient_noise, norm)
         self._pending = None
-        self.ledger.append(self._record(self.run))
+        self.ledger.append(self.settings.record(self.run, self._max_grad_norm))
         try:
-            total, seen = self._summer.sum(batch.indices, mechanism, norm)
+            total, seen = self._summer.sum_of_ranks(ranks, batch.indices, mechanism, norm)
         except Exception as error:
             error.add_note(f"step {batch.step} is counted in the ledger; parameters and optimizer are as they were")
             raise
-        self._watch.publish(mechanism.release(total, s.expected_batch_size, noise))
+        stream = partial(self._streams.stream, step=batch.step)  # of rank 0 only
+        self._watch.publish(
+            ranks.published(lambda: mechanism.release(total, s.expected_batch_size, stream("noise")), total)
+        )
         if isinstance(s.clipping, AdaptiveQuantile) and s.count_noise is not None:
-            share = seen.within(norm).released(s.expected_batch_size, s.count_noise, count_noise)
+            count, count_noise = seen.within(norm), s.count_noise
+            share = ranks.first(lambda: count.released(s.expected_batch_size, count_noise, stream("count")))
             self._max_grad_norm = next_norm(s.clipping, norm, s.max_grad_norm, share)
         self.optimizer.step()
         return self._metrics(batch, seen, norm)
@@ -212,13 +225,11 @@ class PrivacyEngine:
         Args:
             progress: show a bar on stderr with epsilon so far and, **not private**, loss and clipped fraction.
         """
-        if not progress:
+        with Bar(self.settings.steps, self.steps_taken) if progress else nullcontext() as bar:
             for batch in self:
-                self.step(batch)
-            return self.epsilon()
-        with Bar(self.settings.steps, self.steps_taken) as bar:
-            for batch in self:
-                bar.show(self.step(batch))
+                metrics = self.step(batch)
+                if bar is not None:
+                    bar.show(metrics)
         return self.epsilon()
 
     def _draw(self) -> LogicalBatch:
@@ -229,8 +240,9 @@ class PrivacyEngine:
                 where="dataset",
                 next="make a new PrivacyEngine with the new data set and the same ledger",
             )
-        stream = self._streams.stream("sampling", step)
-        return LogicalBatch(step, poisson(s.dataset_size, s.expected_batch_size, stream))
+        streams, sizes = self._streams, (s.dataset_size, s.expected_batch_size)
+        # One sample of all ranks, each of which then reads a part of it.
+        return LogicalBatch(step, self._ranks.first(lambda: poisson(*sizes, streams.stream("sampling", step))))
 
     def _metrics(self, batch: LogicalBatch, seen: Seen, max_grad_norm: float) -> Metrics:
         return Metrics(
@@ -253,8 +265,7 @@ class PrivacyEngine:
 
     def report(self) -> str:
         """A plain statement of the guarantee so far, of what is not private and of what is not accounted for."""
-        reason = f" ({self._clipper.reason})" if self._clipper.reason else ""
-        method = f"{self._clipper.method}{reason}"
+        method = " ".join([self._clipper.method, *([f"({reason})"] if (reason := self._clipper.reason) else [])])
         kind = describe(self.settings, self._grouping, self._max_grad_norm)
         return statement(self.settings, kind, self.ledger, self.run, self.epsilon(), method)
 
@@ -276,33 +287,14 @@ class PrivacyEngine:
             DpcheckError: if the ledgers contradict each other, belong to another data set, or leave no room for
                 ``target_epsilon``. The engine is then as it was before.
         """
-        if not isinstance(state, Mapping) or {"run", "ledger"} - state.keys():
-            raise DpcheckError("this is no state of a PrivacyEngine", where="state", next="pass engine.state_dict()")
-        norm = state.get("max_grad_norm", self.settings.max_grad_norm)
-        if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf:
-            raise DpcheckError(f"the state has max_grad_norm={norm!r}", where="state", next="pass engine.state_dict()")
+        norm = loaded_norm(state, self.settings.max_grad_norm)
         trial = Ledger()
         trial.absorb(self.ledger.state_dict())
         trial.absorb(state["ledger"])
-        refuse_ledger(trial, self.settings, self._record(state["run"]))
+        self._ranks.agree({"the run of the state": state["run"], "the number of steps": trial.steps()})
+        refuse_ledger(trial, self.settings, self.settings.record(state["run"], self._max_grad_norm))
         self.ledger.absorb(state["ledger"])
         if isinstance(self.settings.clipping, AdaptiveQuantile):
             self._max_grad_norm = norm
-        self.run, self._pending, self._streams = state["run"], None, self._new_streams()
-
-    def _new_streams(self) -> Streams:
-        if self.settings.secure:
-            return SystemStreams()
-        return KeyedStreams.private() if self.settings.seed is None else KeyedStreams.not_private(self.settings.seed)
-
-    def _record(self, run: str) -> StepRecord:
-        s = self.settings
-        return StepRecord(
-            run=run,
-            noise_multiplier=s.gradient_noise,
-            max_grad_norm=self._max_grad_norm,
-            expected_batch_size=s.expected_batch_size,
-            dataset_size=s.dataset_size,
-            private=s.seed is None,
-            count_noise=s.count_noise,
-        )
+        self.run, self._pending = state["run"], None
+        self._streams = streams_of(self.settings.seed, self.settings.secure)

@@ -62,6 +62,11 @@ class Watch:
         self._check_hooks()
         self._check_optimizer()
 
+    def refuse(self) -> None:
+        """:meth:`refuse_changes` and :meth:`refuse_foreign_gradients`."""
+        self.refuse_changes()
+        self.refuse_foreign_gradients()
+
     def refuse_changes(self) -> None:
         """Raises DpcheckError if the model, its train/eval modes or the optimizer's parameters are not the first ones.
 

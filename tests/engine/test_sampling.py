@@ -8,7 +8,18 @@ from dpcheck.engine.streams import KeyedStreams, SystemStreams
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from dpcheck.errors import DpcheckError
 from dpcheck.records import map_style
@@ -141,7 +152,11 @@ class NoLength(Dataset):
     ("wrong", "says"),
     [
         (DataLoader(data(), shuffle=True), "DataLoader"),
+        (DataLoader(data(), batch_size=4, drop_last=True), "DataLoader"),
         (RandomSampler(data()), "RandomSampler"),
+        (WeightedRandomSampler([0.5] * 10, 10), "WeightedRandomSampler"),
+        (BatchSampler(RandomSampler(data()), 4, drop_last=True), "BatchSampler"),
+        (DistributedSampler(data(), num_replicas=2, rank=0), "DistributedSampler"),
         (Stream(), "cannot be drawn by number"),
         (NoLength(), "cannot be drawn by number"),
         ({"a": 1}, "cannot be drawn by number"),
@@ -171,3 +186,44 @@ def test_numbers_and_strings_of_a_batch_may_not_come_from_its_records(of_all):
 def test_constants_of_a_batch_are_fine():
     loader = Loader(list(torch.randn(9, 3)), lambda rows: {"x": torch.stack(rows), "scale": 0.5, "mode": "train"}, 4)
     assert [loader.read(torch.tensor(rows)).data["mode"] for rows in ([0, 1], [2, 3, 4])] == ["train", "train"]
+
+
+class Slow(Dataset):
+    """Records that cannot be read from memory."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        return {"x": torch.full((2,), float(index)), "at": index}
+
+
+def test_workers_read_the_same_batches_in_the_same_order_for_draw_after_draw():
+    here, there = (Loader(Slow(), None, 4, num_workers=n, pin_memory=n > 0) for n in (0, 2))
+    for draw in (torch.arange(3, 40, 3), torch.arange(0), torch.tensor([49]), torch.arange(50)):
+        expected, found = list(here.physical(draw)), list(there.physical(draw))
+        assert [chunk.tolist() for chunk, _ in found] == [chunk.tolist() for chunk, _ in expected]
+        for (_, a), (_, b) in zip(expected, found, strict=True):
+            assert torch.equal(a.data["x"], b.data["x"]) and torch.equal(a.data["at"], b.data["at"])
+            assert torch.equal(a.weights, b.weights) and a.real == b.real
+    chunks = [chunk for chunk, _ in there.physical(torch.arange(50))]
+    assert torch.equal(torch.cat(chunks), torch.arange(50))
+
+
+class Bad(Slow):
+    def __getitem__(self, index):
+        if index == 5:
+            raise KeyError("gone")
+        return super().__getitem__(index)
+
+
+def test_what_a_worker_raises_arrives():
+    with pytest.raises(KeyError, match="gone"):
+        list(Loader(Bad(), None, 4, num_workers=1).physical(torch.arange(8)))
+
+
+@pytest.mark.parametrize("wrong", [{"num_workers": -1}, {"num_workers": True}, {"num_workers": 1.5}, {"pin_memory": 1}])
+def test_bad_settings_of_reading_are_refused_by_name_and_value(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(DpcheckError, match=f"{name}={value}"):
+        Loader(data(), None, 4, **wrong)

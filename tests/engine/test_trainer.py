@@ -254,3 +254,9 @@ def test_private_training_learns(capsys):
     report = engine.report()
     for part in ("-differential privacy", "added or removed", "Poisson", "60 of 60", "Not accounted for", "graph"):
         assert part in report
+
+
+def test_workers_change_nothing_but_who_reads():
+    x = records(30)
+    runs = [released(make(x, expected_batch_size=10, seed=7, physical_batch_size=4, num_workers=n), 3) for n in (0, 1)]
+    assert torch.equal(*runs)
