@@ -28,6 +28,8 @@ _OPTIONS = {
     "max_grad_norm": "--max-grad-norm",
     "steps": "--epochs",
 }
+# Suffix of a file -> format of PrivacyEngine.report.
+REPORTS = {".txt": "text", ".json": "json", ".html": "html"}
 _HOW_DATASET = """add this to the file:
 
     def train_dataset():
@@ -50,6 +52,7 @@ class Settings:
         collate: list of records -> batch, if the file defines it.
         make_optimizer: parameters -> optimizer.
         save: where the trained weights go.
+        report: where the statement of the guarantee goes: as text, JSON or HTML by its suffix.
     """
 
     epsilon: float
@@ -64,6 +67,7 @@ class Settings:
     collate: Callable[[list[Any]], Any] | None
     make_optimizer: Callable[[Any], Optimizer]
     save: Path | None
+    report: Path | None
 
 
 def settings_of(target: Target, options: argparse.Namespace) -> Settings:
@@ -89,7 +93,8 @@ def settings_of(target: Target, options: argparse.Namespace) -> Settings:
         unit=unit_of(dataset, target.unit),
         collate=getattr(target.module, "collate", None),
         make_optimizer=_optimizer(target, options.lr),
-        save=_writable(options.save),
+        save=_writable(options.save, "--save", "weights.pt"),
+        report=_reported(options.report),
     )
     _refuse_unreachable(settings)
     _refuse_misfit(target, settings)
@@ -172,14 +177,25 @@ def _sgd(parameters: Any) -> Optimizer:
     return torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
 
 
-def _writable(text: str | None) -> Path | None:
+def _reported(text: str | None) -> Path | None:
+    path = _writable(text, "--report", "report.html")
+    if path is not None and path.suffix not in REPORTS:
+        raise DpcheckError(
+            f"--report {text} ends in none of {', '.join(REPORTS)}, which say how it is written",
+            where="--report",
+            next=f"--report {path.with_suffix('.json')}",
+        )
+    return path
+
+
+def _writable(text: str | None, option: str, example: str) -> Path | None:
     if text is None:
         return None
     path = Path(text)
     wrong = "it is a directory" if path.is_dir() else "" if path.parent.is_dir() else "there is no such folder"
     if wrong:
         raise DpcheckError(
-            f"--save {text} cannot be written: {wrong}",
-            next="--save path/to/weights.pt, in a folder that exists",
+            f"{option} {text} cannot be written: {wrong}",
+            next=f"{option} path/to/{example}, in a folder that exists",
         )
     return path

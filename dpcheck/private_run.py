@@ -10,12 +10,13 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dpcheck.config import Settings
+from dpcheck.config import REPORTS, Settings
 from dpcheck.engine.sampling import Loader
 from dpcheck.engine.trainer import PrivacyEngine
 from dpcheck.errors import DpcheckError
 from dpcheck.fixes.copying import duplicate
 from dpcheck.records import UserData
+from dpcheck.report.documents import write
 from dpcheck.target import Target, blaming
 
 
@@ -64,6 +65,9 @@ def train(target: Target, model: nn.Module, settings: Settings, console: Console
     if settings.save is not None:
         torch.save(model.state_dict(), settings.save)
         console.print(f"weights written to {settings.save}")
+    if settings.report is not None:
+        write(settings.report, engine.report(REPORTS[settings.report.suffix]) + "\n", "--report")
+        console.print(f"statement of the guarantee written to {settings.report}")
     private = _evaluate(target, model, settings)
     baseline = None
     if twin is not None:

@@ -1,51 +1,101 @@
-"""The plain statement of the guarantee that ``engine.report()`` returns."""
+"""What ``engine.report()`` says: the guarantee, what it rests on, and what it leaves out."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import asdict
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any
 
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.kinds import AdaptiveQuantile, Automatic, Grouping, PerLayer
 from dpcheck.engine.ledger import Ledger
+from dpcheck.engine.publishing import Statement
 from dpcheck.engine.settings import Settings
 from torch.utils import _pytree as pytree
 
 from dpcheck.unit import Unit
 
 
-def statement(settings: Settings, kind: str, ledger: Ledger, run: str, bounds: Bounds, method: str) -> str:
-    """What may be claimed now, and what may not. After the advice of Ponomareva et al. 2023."""
-    private = settings.seed is None and all(record.private for record, _ in ledger.entries)
-    if not private:
+def statement(settings: Settings, kind: str, ledger: Ledger, run: str, bounds: Bounds, method: str) -> Statement:
+    """What may be claimed now, and what may not. After the advice of Ponomareva et al. 2023, section 5.3.3."""
+    s, seeded = settings, settings.seed is not None or not all(record.private for record, _ in ledger.entries)
+    if seeded:
         claim = "No guarantee: steps in the ledger drew their noise from a seed, so this run is not private."
     elif math.isinf(bounds.upper):
         claim = "No guarantee: steps in the ledger had no noise, so epsilon is infinite."
     else:
-        claim = f"({at_most(bounds.upper)}, {settings.delta:g})-differential privacy."
-    noun = settings.unit.noun
-    lines = [
-        *(f"! {note}" for note in settings.notes()),
-        claim,
-        f"Epsilon: at most {at_most(bounds.upper, 6)} and at least {at_least(bounds.lower, 6)}, "
-        f"at delta = {settings.delta:g} (accountant: {bounds.method}).",
-        f"Unit and adjacency: {_unit(settings.unit)}",
-        f"Mechanism: DP-SGD. {kind}, once for each step, and is divided by {settings.expected_batch_size}.",
-        f"Sampling: Poisson, each of {settings.dataset_size} {noun}s with probability "
-        f"{settings.expected_batch_size}/{settings.dataset_size} = {settings.sample_rate:.6g} in each step.",
-        f"Steps: {ledger.steps(run)} of {settings.steps} in this run, {ledger.steps()} in the whole ledger; all count.",
-        *_other_settings(settings, ledger, run),
-        f"Per-sample gradients: {method}.",
-        f"Randomness: {randomness(settings)}.",
-        f"Treated as public: the number of {noun}s, {_constants(settings.unit)}all settings above, the model and the "
-        "code.",
-        "Not private, not to be published: the loss, the norms, the clipped fraction, the drawn batches, errors naming "
-        "samples.",
-        "Not accounted for: choosing hyper-parameters, decisions taken from validation data or from the values above, "
-        "runs that are not in this ledger, and anything else computed from the same records.",
-    ]
-    return "\n".join(lines)
+        claim = f"({at_most(bounds.upper)}, {s.delta:g})-differential privacy."
+    noun = s.unit.noun
+    sentences = (
+        ("Epsilon", _epsilon(bounds, seeded, s.delta)),
+        ("Unit and adjacency", _unit(s.unit)),
+        (
+            "Setting",
+            f"central: who trains reads the {noun}s. The guarantee is for what all steps release together: the weights "
+            "after each of them, and what the optimizer makes of the same gradients.",
+        ),
+        ("Mechanism", f"DP-SGD. {kind}, once for each step, and is divided by {s.expected_batch_size}."),
+        (
+            "Sampling",
+            f"Poisson, each of {s.dataset_size} {noun}s with probability {s.expected_batch_size}/{s.dataset_size} = "
+            f"{s.sample_rate:.6g} in each step.",
+        ),
+        ("Steps", f"{ledger.steps(run)} of {s.steps} in this run, {ledger.steps()} in the whole ledger; all count."),
+        *_other_settings(s, ledger, run),
+        ("Per-sample gradients", f"{method}."),
+        ("Randomness", f"{randomness(s)}."),
+        (
+            "Treated as public",
+            f"the number of {noun}s, {_constants(s.unit)}all settings above, the model and the code.",
+        ),
+        (
+            "Not private, not to be published",
+            "the loss, the norms, the clipped fraction, the drawn batches, errors naming samples.",
+        ),
+        (
+            "Not accounted for",
+            "choosing hyper-parameters, decisions taken from validation data or from the values above, runs that are "
+            "not in this ledger, and anything else computed from the same records.",
+        ),
+    )
+    guaranteed = not seeded and math.isfinite(bounds.upper)
+    return Statement(claim, guaranteed, s.notes(), sentences, _values(s, ledger, run, bounds, guaranteed))
+
+
+def _epsilon(bounds: Bounds, seeded: bool, delta: float) -> str:
+    interval = f"at most {at_most(bounds.upper, 6)} and at least {at_least(bounds.lower, 6)}, at delta = {delta:g}"
+    if seeded:
+        return f"none; if nobody could know the seed it would be {interval} (accountant: {bounds.method})."
+    return f"{interval} (accountant: {bounds.method})."
+
+
+def _values(settings: Settings, ledger: Ledger, run: str, bounds: Bounds, guaranteed: bool) -> dict[str, Any]:
+    s = settings
+    return {
+        "epsilon": {"lower": bounds.lower if guaranteed else 0.0, "upper": bounds.upper if guaranteed else math.inf},
+        "delta": s.delta,
+        "accountant": bounds.method,
+        "unit": {"is": s.unit.noun, "largest_number_of_records": s.unit.max_rows},
+        "adjacency": "add-remove",
+        "mechanism": {
+            "is": "DP-SGD with Gaussian noise",
+            "noise_multiplier": s.noise_multiplier,
+            "max_grad_norm": s.max_grad_norm,
+            "clipping": repr(s.clipping),
+            "divisor": s.expected_batch_size,
+            "secure": s.secure,
+        },
+        "sampling": {
+            "is": "poisson",
+            "dataset_size": s.dataset_size,
+            "expected_batch_size": s.expected_batch_size,
+            "rate": s.sample_rate,
+        },
+        "steps": {"planned": s.steps, "of_this_run": ledger.steps(run), "in_the_ledger": ledger.steps()},
+        "phases": [asdict(phase) for phase in ledger.phases()],
+    }
 
 
 def describe(settings: Settings, grouping: Grouping, next_norm: float) -> str:
@@ -112,7 +162,7 @@ def _rounded(value: float, digits: int, rounding: str) -> str:
     return f"{float(Context(prec=digits, rounding=rounding).plus(Decimal(value))):g}"
 
 
-def _other_settings(settings: Settings, ledger: Ledger, run: str) -> list[str]:
+def _other_settings(settings: Settings, ledger: Ledger, run: str) -> list[tuple[str, str]]:
     counts: Counter[tuple[float, float | None, float | None, int, str]] = Counter()
     for r, count in ledger.entries:
         # An adapted norm is another one at every step.
@@ -127,7 +177,7 @@ def _other_settings(settings: Settings, ledger: Ledger, run: str) -> list[str]:
         for (noise, norm, counted, batch, name), count in counts.items()
         if (noise, norm, counted, batch) != ours or (norm is None and name != run)
     ]
-    return [f"Steps with other settings: {'; '.join(others)}."] if others else []
+    return [("Steps with other settings", f"{'; '.join(others)}.")] if others else []
 
 
 def randomness(settings: Settings) -> str:

@@ -20,6 +20,7 @@ from dpcheck.engine.kinds import AdaptiveQuantile, Clipping, grouping_of
 from dpcheck.engine.ledger import Ledger
 from dpcheck.engine.metrics import Bar, Metrics
 from dpcheck.engine.noise import Gaussian, GridGaussian, Mechanism
+from dpcheck.engine.publishing import rendered
 from dpcheck.engine.ranks import Ranks
 from dpcheck.engine.sampling import Loader, LogicalBatch, poisson
 from dpcheck.engine.settings import Settings, settle
@@ -263,11 +264,19 @@ class PrivacyEngine:
         """What every step in the ledger has spent, at ``delta``. ``.upper`` is the guarantee."""
         return self.ledger.epsilon(self.settings.delta)
 
-    def report(self) -> str:
-        """A plain statement of the guarantee so far, of what is not private and of what is not accounted for."""
+    def report(self, format: str = "text") -> str:
+        """A statement of the guarantee so far, of what is not private and of what is not accounted for.
+
+        Args:
+            format: "text", "json" (with a schema, :func:`dpcheck.engine.publishing.rendered`) or "html", a whole page.
+
+        Raises:
+            DpcheckError: for another format.
+        """
         method = " ".join([self._clipper.method, *([f"({reason})"] if (reason := self._clipper.reason) else [])])
         kind = describe(self.settings, self._grouping, self._max_grad_norm)
-        return statement(self.settings, kind, self.ledger, self.run, self.epsilon(), method)
+        bounds = self.epsilon()
+        return rendered(statement(self.settings, kind, self.ledger, self.run, bounds, method), format)
 
     def state_dict(self) -> dict[str, Any]:
         """The run and its ledger, in plain values. Model and optimizer have their own ``state_dict``.

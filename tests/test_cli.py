@@ -96,8 +96,10 @@ def test_a_safe_fix_alone_does_not_change_the_function(write: Write, run: Callab
 
 def test_fix_verify_train_and_save(write: Write, run: Callable[..., Ran], tmp_path: Path) -> None:
     path = write(MIXING_MODEL + "def evaluate(model): return {'answer': 42.0}\n")
-    ran = run(path, "--fix", "--unsafe-fixes", "--train", "--save", "weights.pt")
+    ran = run(path, "--fix", "--unsafe-fixes", "--train", "--save", "weights.pt", "--report", "statement.json")
     assert ran.code == CLEAN, ran.err
+    document = json.loads((tmp_path / "statement.json").read_text())
+    assert document["guaranteed"] and document["epsilon"]["upper"] <= 8 and document["claim"] in ran.out
     assert "GroupNorm" in ran.out
     assert "error vs vmap(grad)" in ran.out
     assert "(8, 1e-05)-differential privacy." in ran.out
@@ -225,6 +227,9 @@ BAD_OPTIONS = {
     "a negative epsilon": (["m.py", "--train", "--epsilon", "-1"], "not a positive"),
     "a batch larger than the data": (["m.py", "--train", "--batch-size", "61"], "more than the 60 records"),
     "delta of one": (["m.py", "--train", "--delta", "1"], "not between 0 and 1"),
+    "no folder for the report": (["m.py", "--train", "--report", "no/where.html"], "there is no such folder"),
+    "a report of no known kind": (["m.py", "--train", "--report", "r.pdf"], "ends in none of"),
+    "a report without training": (["m.py", "--report", "r.html"], "no effect without --train"),
     "no folder to save in": (["m.py", "--train", "--save", "no/where.pt"], "there is no such folder"),
     "an option without effect": (["m.py", "--epsilon", "3"], "no effect without --train"),
     "unsafe fixes of nothing": (["m.py", "--unsafe-fixes"], "no effect without --fix"),

@@ -66,10 +66,13 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("--seed", type=int, metavar="N", help="repeatable, and NOT private")
     t.add_argument("--no-baseline", action="store_true", help="do not also train without privacy to show its cost")
     t.add_argument("--save", metavar="PATH", help="write the trained weights (a state_dict)")
+    t.add_argument("--report", metavar="PATH", help="write the statement of the guarantee: .html, .json or .txt")
     return p
 
 
-_ONLY_TRAINING = ("epsilon", "delta", "epochs", "batch_size", "max_grad_norm", "lr", "seed", "no_baseline", "save")
+_ONLY_TRAINING = (
+    "epsilon", "delta", "epochs", "batch_size", "max_grad_norm", "lr", "seed", "no_baseline", "save", "report"
+)  # fmt: skip
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
