@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +16,14 @@ from dpcheck.config import Settings, settings_of
 from dpcheck.diagnostic import BatchNormTo, Report
 from dpcheck.errors import DpcheckError
 from dpcheck.fixer import FixResult, fix
+from dpcheck.ignores.baseline import entries_of
+from dpcheck.ignores.baseline import write as write_baseline
+from dpcheck.ignores.marking import Ignores, comments_of_project
+from dpcheck.ignores.sources import ignores_of
 from dpcheck.options.base import CLEAN, FINDINGS
 from dpcheck.private_run import train
 from dpcheck.project import options_of
-from dpcheck.report import documents, full, source, tables, terminal
+from dpcheck.report import counted, documents, full, source, tables, terminal
 from dpcheck.rewrite.apply import apply
 from dpcheck.rewrite.losses import LossFix, per_sample
 from dpcheck.rewrite.norms import CannotWrite
@@ -44,20 +50,24 @@ class _Run:
         self.out = terminal(quiet=options.format != "full")
         self.progress = terminal(quiet=options.quiet or options.format != "full")
         self.loss: LossFix | None = None
+        self.ignores: Ignores | None = None
 
     def all(self) -> int:
         options, target = self.options, self._with_losses(load(self.options.target))
         settings = settings_of(target, options) if options.train else None
         model, report = target.model, self._check(target)
-        ok = report.ok
+        ok, passes = report.ok, report.passes
         if options.fix and (options.verify or options.train):
             # In memory, as the loss is already.
-            model, report, ok = (model, report, ok) if report.ok else self._fix(target)
+            if not report.ok:
+                model, report, ok, passes = self._fix(target)
         elif options.fix and (self.loss or not report.ok):
-            ok = self._write(target)
+            ok, passes = self._write(target, report)
         elif options.diff:
             self._diff(target)
-        self.document |= {"target": str(target.path), "symbol": target.symbol, "ok": ok}
+        elif options.write_baseline:
+            passes = self._write_baseline(report)
+        self.document |= {"target": str(target.path), "symbol": target.symbol, "ok": ok, "passes": passes}
         if options.verify or settings is not None:
             if not _trainable(report):
                 self._refuse(report)
@@ -66,8 +76,8 @@ class _Run:
         if settings is not None:
             self._train(target, model, settings)
         if options.diff and self.loss:
-            ok = False  # the file as it is cannot be trained
-        return CLEAN if ok or options.exit_zero else FINDINGS
+            passes = False  # the file as it is cannot be trained
+        return CLEAN if passes or options.exit_zero else FINDINGS
 
     def _with_losses(self, target: Target) -> Target:
         """The target, with one loss per sample where ``loss_fn`` returns their mean and can be changed."""
@@ -86,21 +96,37 @@ class _Run:
         return self.loss.target
 
     def _check(self, target: Target) -> Report:
+        options, name = self.options, f"{target.path}:{target.symbol}"
+        ignores = ignores_of(options, name, target.path)
         report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
-        self.document["check"] = report
-        full.show(self.out, report, f"{target.path}:{target.symbol}", brief=self.options.quiet)
-        if self.options.show == "parameters":
+        self.ignores = replace(ignores, comments=comments_of_project(target.path, report))
+        self.document["check"] = report = self.ignores.marked(report)
+        full.show(self.out, report, name, brief=options.quiet, counts=options.statistics, all=options.verbose)
+        self.document["warnings"] = self.ignores.warnings(report)
+        for warning in self.document["warnings"]:
+            terminal(stderr=True).print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
+        if options.show == "parameters":
             tables.show_parameters(self.out, report)
         return report
 
-    def _fix(self, target: Target) -> tuple[nn.Module, Report, bool]:
-        """In memory, to verify or train at once; the file stays as it is. Also whether all is well then."""
+    def _write_baseline(self, report: Report) -> bool:
+        assert self.ignores is not None
+        path = Path(self.options.write_baseline)
+        known = [d for d in report.diagnostics if d.ignored is None or d.ignored.by == "baseline"]
+        write_baseline(path, entries_of(known, self.ignores.target, self.ignores.file, path.parent))
+        self.progress.print(f"{counted(known)} written to {escape(str(path))}; the verdict stays what it is")
+        return True
+
+    def _fix(self, target: Target) -> tuple[nn.Module, Report, bool, bool]:
+        """In memory, to verify or train at once; the file stays as it is. Also whether all is well then, or ignored."""
         self.progress.rule("fix", style="dim")
         result = self._fixed(target, self._batch_norm_to(target))
         tables.show_changes(self.progress, result)
         self.progress.print(f"this is a copy in memory; to change {escape(str(target.path))}, use --fix by itself")
-        full.show(self.out, result.report, "after the fixes", brief=self.options.quiet)
-        return result.model, result.report, result.ok
+        assert self.ignores is not None
+        report = self.ignores.marked(result.report)
+        full.show(self.out, report, "after the fixes", brief=self.options.quiet, all=self.options.verbose)
+        return result.model, report, result.ok, result.ok or (result.problem is None and report.passes)
 
     def _fixed(self, target: Target, to: BatchNormTo) -> FixResult:
         result = fix(
@@ -123,8 +149,8 @@ class _Run:
         chosen: BatchNormTo = self.options.batch_norm_to or options_of(target.path).get("batch-norm-to", "group")
         return chosen
 
-    def _write(self, target: Target) -> bool:
-        """In the file; returns whether a new process finds nothing in it any more."""
+    def _write(self, target: Target, report: Report) -> tuple[bool, bool]:
+        """In the file; returns whether a new process finds nothing in it any more, or only what is ignored."""
         self.progress.rule("fix", style="dim")
         to = self._batch_norm_to(target)
         result = self._fixed(target, to)
@@ -133,7 +159,12 @@ class _Run:
         source.show_diff(self.progress, outcome.fix)
         source.show_plan(self.out, outcome.fix, result, done="fixed" if outcome.fresh else "tried")
         source.show_outcome(self.out, outcome)
-        return outcome.fresh is not None and outcome.fresh.ok
+        fresh = outcome.fresh
+        if fresh is None:
+            return False, report.passes and self.loss is None
+        counting = {(d.code, d.module or "") for d in report.shown}
+        left = {(code, module) for code, module, _ in fresh.findings}
+        return fresh.ok, fresh.ok or (fresh.error is None and bool(left) and not left & counting)
 
     def _diff(self, target: Target) -> None:
         to = self._batch_norm_to(target)
@@ -144,9 +175,11 @@ class _Run:
 
     def _refuse(self, report: Report) -> None:
         where = "above" if self.options.format == "full" else "in the document"
+        ignored = sorted({d.code for d in report.ignored if not d.code.startswith("DP9")})
+        but = f"; ignored findings count: {', '.join(ignored)}" if ignored else ""
         mend = "" if self.options.unsafe_fixes else ", or try --fix --unsafe-fixes"
         terminal(stderr=True).print(
-            f"[bold red]not trained[/]: this model cannot be trained privately as it is ({report.verdict})\n"
+            f"[bold red]not trained[/]: this model cannot be trained privately as it is ({report.verdict}{but})\n"
             f"  next: mend the findings {where}{mend}"
         )
 

@@ -28,6 +28,27 @@ class Location:
 
 
 @dataclass(frozen=True)
+class Ignored:
+    """Why a finding is not to fail a run. It is a finding still: verdict, fixes and training count it.
+
+    Attributes:
+        by: a comment, an option or the baseline.
+        where: the comment's ``file:line``, the pattern of a per-file ignore or the baseline's path.
+        reason: the comment's.
+    """
+
+    by: Literal["comment", "select", "ignore", "per-file-ignores", "baseline"]
+    where: str | None = None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        if self.by == "comment":
+            return f"comment at {self.where}: {self.reason}"
+        named = {"select": "not selected", "ignore": "--ignore", "baseline": "baseline"}.get(self.by, self.by)
+        return f"{named} {self.where}" if self.where else named
+
+
+@dataclass(frozen=True)
 class Diagnostic:
     """One finding of one rule.
 
@@ -43,6 +64,7 @@ class Diagnostic:
         related: further places, such as the library's line.
         help: what to do about it.
         fix: how far a fix may be applied, ``None`` if there is none.
+        ignored: why it does not fail the run, ``None`` if it does.
     """
 
     code: str
@@ -56,6 +78,7 @@ class Diagnostic:
     related: tuple[Location, ...] = ()
     help: str | None = None
     fix: Applicability | None = None
+    ignored: Ignored | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +125,7 @@ class Report:
 
     Attributes:
         verdict: ``independent`` (proven), ``mixing`` (refuted) or ``unproven``.
-        diagnostics: the findings, by location.
+        diagnostics: the findings, by location; those that are ignored, too.
         buffers, parameters: one fact each.
         method: how the engine would compute per-sample gradients: ``graph``, ``vmap`` or ``single``;
             ``none`` if it would refuse.
@@ -120,5 +143,20 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True when samples are proven independent and no rule fired."""
+        """True when samples are proven independent and no rule fired, ignored or not."""
         return self.verdict == "independent" and not self.diagnostics
+
+    @property
+    def shown(self) -> tuple[Diagnostic, ...]:
+        """The findings that are not ignored."""
+        return tuple(d for d in self.diagnostics if d.ignored is None)
+
+    @property
+    def ignored(self) -> tuple[Diagnostic, ...]:
+        """The findings that are ignored. They are no less true for it."""
+        return tuple(d for d in self.diagnostics if d.ignored is not None)
+
+    @property
+    def passes(self) -> bool:
+        """Whether a run may exit with 0: no finding that is not ignored. This is not :attr:`ok`: not a guarantee."""
+        return self.ok or bool(self.diagnostics and not self.shown)

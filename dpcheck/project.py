@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -10,8 +11,14 @@ from dpcheck.diagnostic import BatchNormTo
 from dpcheck.errors import DpcheckError
 from dpcheck.rewrite.files import Project
 
-# Key -> the values that it may have; the keys are the command's long options.
-_KEYS = {"batch-norm-to": get_args(BatchNormTo)}
+_LISTS = ("targets", "select", "extend-select", "ignore")
+# The keys are the command's long options.
+KEYS = ("batch-norm-to", *_LISTS, "per-file-ignores", "baseline", "timeout")
+
+
+def root_of(file: Path) -> Path:
+    """The folder of the project of a file."""
+    return Project.of(file).root
 
 
 def options_of(file: Path) -> dict[str, Any]:
@@ -20,17 +27,42 @@ def options_of(file: Path) -> dict[str, Any]:
     Raises:
         DpcheckError: for a file that is no TOML, an unknown key, or a value that the key cannot have.
     """
-    path = Project.of(file).root / "pyproject.toml"
+    path = root_of(file) / "pyproject.toml"
     try:
-        options = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("dpcheck", {})
+        tool = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise DpcheckError(f"the project's options cannot be read: {error}", where=str(path)) from error
+    options = tool.get("dpcheck", {}) if isinstance(tool, dict) else {}
+    if not isinstance(options, dict):
+        raise DpcheckError("[tool.dpcheck] is no table", str(path), "write [tool.dpcheck] and a key below it")
     for key, value in options.items():
-        if key not in _KEYS:
-            known = ", ".join(_KEYS)
-            raise DpcheckError(f"unknown key {key!r} in [tool.dpcheck]", str(path), f"the keys are: {known}")
-        if value not in _KEYS[key]:
-            raise DpcheckError(f"{key} cannot be {value!r}", str(path), f"choose one of: {', '.join(_KEYS[key])}")
+        if key not in KEYS:
+            near = difflib.get_close_matches(key.replace("_", "-"), KEYS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            known = f"{hint}the keys are: {', '.join(KEYS)}"
+            raise DpcheckError(f"unknown key {key!r} in [tool.dpcheck]", str(path), known)
+        wanted = _misfit(key, value)
+        if wanted:
+            raise DpcheckError(f"{key} cannot be {value!r}", str(path), wanted)
     return dict(options)
+
+
+def _misfit(key: str, value: Any) -> str | None:
+    """What the value of a key should be, if it is not."""
+    if key == "batch-norm-to":
+        return None if value in get_args(BatchNormTo) else f"choose one of: {', '.join(get_args(BatchNormTo))}"
+    if key in _LISTS:
+        return None if _strings(value) else f'write a list of strings, {key} = ["...", "..."]'
+    if key == "per-file-ignores":
+        fits = isinstance(value, dict) and all(_strings(codes) for codes in value.values())
+        return None if fits else 'write a table of lists, per-file-ignores = {"old/*.py" = ["DP101"]}'
+    if key == "baseline":
+        return None if isinstance(value, str) and value else "write the path of a file, relative to this one"
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return None if whole else "write a number of seconds above 0"
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)

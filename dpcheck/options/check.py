@@ -10,6 +10,7 @@ from dpcheck import __version__
 from dpcheck.diagnostic import BatchNormTo
 from dpcheck.errors import DpcheckError
 from dpcheck.options.base import Parser, add_format
+from dpcheck.options.ignoring import add_ignoring, refuse_conflicts
 
 # Of the findings alone; each is a module of dpcheck.report.
 FORMATS = ("concise", "github", "gitlab", "junit", "markdown", "sarif")
@@ -52,9 +53,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
     add_format(p, *FORMATS)
     p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
-    p.add_argument("--exit-zero", action="store_true", help="exit 0 also with findings")
-    p.add_argument("--quiet", "-q", action="store_true", help="print findings, results and errors only")
     p.add_argument("--traceback", action="store_true", help="print the traceback of errors")
+    add_ignoring(p)
     t = p.add_argument_group("training", "defaults come from the file's `training` dictionary")
     t.add_argument("--train", action="store_true", help="train privately on the file's train_dataset()")
     t.add_argument("--epsilon", type=float, metavar="E", help="target epsilon (8)")
@@ -101,6 +101,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         )
     if options.output_file and options.format == "full":
         raise DpcheckError("--output-file needs a format other than full", next="add --format json, say")
+    refuse_conflicts(options)
     return options
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sized
 
 from rich.console import Console
+
+from dpcheck.diagnostic import Report
 
 # Of tables that go to a file or a pipe.
 _WIDTH = 120
@@ -23,3 +26,14 @@ def terminal(*, stderr: bool = False, quiet: bool = False) -> Console:
 def counted(findings: Sized) -> str:
     """Such as ``2 findings``."""
     return f"{len(findings) or 'no'} finding{'s' * (len(findings) != 1)}"
+
+
+def tally(report: Report) -> str:
+    """Such as ``2 findings, 1 ignored``."""
+    return counted(report.shown) + (f", {len(report.ignored)} ignored" if report.ignored else "")
+
+
+def ignored_in_words(report: Report) -> list[str]:
+    """Such as ``2 DP101 batch-norm (baseline known.json)``, a line for each rule and what ignores it."""
+    groups = Counter((d.code, d.name, str(d.ignored)) for d in report.ignored)
+    return [f"{count} {code} {name} ({by})" for (code, name, by), count in groups.items()]

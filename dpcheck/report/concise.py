@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dpcheck.diagnostic import Report
-from dpcheck.report import counted
+from dpcheck.report import ignored_in_words, tally
 from dpcheck.report.places import place_of_finding
 
 
 def render(report: Report, target: str) -> str:
     """``path:line:column: CODE message`` for each finding."""
     lines = []
-    for d in report.diagnostics:
+    for d in report.shown:
         at = place_of_finding(d, target)
         where = f"{at.path}:{at.line}" + (f":{at.column}" if at.column is not None else "")
         lines.append(f"{where}: {d.code} {_line(d.message)}")
-    return "\n".join([*lines, f"{report.verdict}, {counted(report.diagnostics)}"])
+    by = f": {', '.join(ignored_in_words(report))}" if report.ignored else ""
+    return "\n".join([*lines, f"{report.verdict}, {tally(report)}{_line(by)}"])
 
 
 def _line(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import linecache
+from collections import Counter
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 
 from dpcheck.diagnostic import Diagnostic, Location, Report
-from dpcheck.report import counted
+from dpcheck.report import ignored_in_words, tally
 from dpcheck.report.places import short
 
 _COLOURS = {"independent": "green", "mixing": "red", "unproven": "yellow"}
@@ -27,29 +28,61 @@ METHOD = {
 _TAB = 4
 
 
-def show(console: Console, report: Report, subject: str, *, brief: bool = False) -> None:
-    """Print findings, notes and the verdict on ``subject``; only the findings if ``brief``."""
-    for diagnostic in report.diagnostics:
+def show(
+    console: Console, report: Report, subject: str, *, brief: bool = False, counts: bool = False, all: bool = False
+) -> None:
+    """Print findings, notes and the verdict on ``subject``.
+
+    Args:
+        console: where to.
+        report: what was found.
+        subject: what it is about.
+        brief: the findings only, unless one is ignored: then the verdict, too.
+        counts: how many findings each rule has, in the place of the findings.
+        all: also the findings that are ignored.
+    """
+    if counts:
+        show_counts(console, report)
+    for diagnostic in () if counts else report.diagnostics if all else report.shown:
         show_diagnostic(console, diagnostic)
-    if brief:
+    if brief and not report.ignored:
         return
-    for note in report.notes:
+    for note in () if brief else report.notes:
         console.print(f"[dim]note: {escape(note)}[/]")
-    colour = _COLOURS[report.verdict]
-    console.print(f"{escape(subject)}: [bold {colour}]{report.verdict}[/]: {VERDICT[report.verdict]}")
-    console.print(f"{counted(report.diagnostics)}{_fixable(report)}; {METHOD[report.method]}; {report.seconds:.1f} s")
+    colour = _COLOURS[report.verdict] if report.ok or report.verdict != "independent" else "yellow"
+    console.print(f"{escape(subject)}: [bold {colour}]{report.verdict}[/]: {verdict_of(report)}")
+    console.print(f"{tally(report)}{_fixable(report)}; {METHOD[report.method]}; {report.seconds:.1f} s")
+    for line in ignored_in_words(report):
+        console.print(f"[yellow]ignored[/] {escape(line)}")
+
+
+def verdict_of(report: Report) -> str:
+    """The verdict in words. Findings that are ignored count."""
+    if report.verdict == "independent" and report.ignored:
+        return "samples do not depend on each other, but findings are ignored: the guarantee is NOT shown"
+    return VERDICT[report.verdict]
+
+
+def show_counts(console: Console, report: Report) -> None:
+    """Print how many findings each rule has, and how many of them are ignored."""
+    found = Counter((d.code, d.name) for d in report.diagnostics)
+    ignored = Counter(d.code for d in report.ignored)
+    for (code, name), count in sorted(found.items()):
+        but = f" ({ignored[code]} ignored)" if ignored[code] else ""
+        console.print(f"{count:>5}  [bold red]{code}[/] [bold]{name}[/]{but}")
 
 
 def _fixable(report: Report) -> str:
-    safe = sum(d.fix == "safe" for d in report.diagnostics)
-    unsafe = sum(d.fix == "unsafe" for d in report.diagnostics)
+    safe = sum(d.fix == "safe" for d in report.shown)
+    unsafe = sum(d.fix == "unsafe" for d in report.shown)
     parts = [f"{safe} fixable with --fix"] * bool(safe) + [f"{unsafe} with --fix --unsafe-fixes"] * bool(unsafe)
     return f" ({', '.join(parts)})" if parts else ""
 
 
 def show_diagnostic(console: Console, d: Diagnostic) -> None:
     """Print one finding with its source line and carets under the expression."""
-    console.print(f"[bold red]{d.code}[/] [bold]{d.name}[/]: {escape(d.message)}")
+    mark = f"[yellow]ignored[/] ({escape(str(d.ignored))}) " if d.ignored else ""
+    console.print(f"{mark}[bold red]{d.code}[/] [bold]{d.name}[/]: {escape(d.message)}")
     if d.location is not None:
         _source(console, d.location)
     elif d.module:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dpcheck.diagnostic import Report
+from dpcheck.report import ignored_in_words
 from dpcheck.report.places import place_of_finding, told
 
 
 def render(report: Report, target: str) -> str:
     """One ``::error`` command for each finding, and a ``::notice`` with the verdict."""
     lines = []
-    for d in report.diagnostics:
+    for d in report.shown:
         at = place_of_finding(d, target)
         given = {"title": f"{d.code} {d.name}", "file": at.path, "line": at.line, "endLine": at.end_line}
         # Columns of a span over several lines are refused.
@@ -17,7 +18,8 @@ def render(report: Report, target: str) -> str:
             given |= {"col": at.column} | ({"endColumn": at.end_column} if at.end_column is not None else {})
         properties = ",".join(f"{name}={_property(str(value))}" for name, value in given.items())
         lines.append(f"::error {properties}::{_data(told(d))}")
-    return "\n".join([*lines, f"::notice title=dpcheck::{_data(f'{target}: {report.verdict}')}"])
+    by = "".join(f"\nignored: {line}" for line in ignored_in_words(report))
+    return "\n".join([*lines, f"::notice title=dpcheck::{_data(f'{target}: {report.verdict}{by}')}"])
 
 
 def _data(text: str) -> str:

@@ -9,18 +9,22 @@ from dpcheck.report.places import place_of_finding, told
 
 
 def render(report: Report, target: str) -> str:
-    """An XML document with one suite."""
-    failed = len(report.diagnostics)
-    count, seconds = {"tests": str(max(1, failed)), "failures": str(failed), "errors": "0"}, f"{report.seconds:.3f}"
+    """An XML document with one suite. A finding that is ignored is skipped, not passed."""
+    found, failed = len(report.diagnostics), len(report.shown)
+    count = {"tests": str(max(1, found)), "failures": str(failed), "errors": "0", "skipped": str(found - failed)}
+    seconds = f"{report.seconds:.3f}"
     root = ElementTree.Element("testsuites", {"name": "dpcheck", **count, "time": seconds})
     suite = ElementTree.SubElement(root, "testsuite", {"name": target, **count, "time": seconds})
     for d in report.diagnostics:
         at = place_of_finding(d, target)
         name = f"{d.code} {d.name} {at.path}:{at.line}"
         case = ElementTree.SubElement(suite, "testcase", {"name": name, "classname": at.path, "line": str(at.line)})
+        if d.ignored:
+            ElementTree.SubElement(case, "skipped", {"message": _legal(f"ignored ({d.ignored}): {d.message}")})
+            continue
         failure = ElementTree.SubElement(case, "failure", {"message": _legal(d.message), "type": d.code})
         failure.text = _legal(told(d))
-    if not failed:
+    if not found:
         ElementTree.SubElement(suite, "testcase", {"name": report.verdict, "classname": target, "time": seconds})
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dpcheck.diagnostic import Report
-from dpcheck.report.full import METHOD, VERDICT
+from dpcheck.report import ignored_in_words
+from dpcheck.report.full import METHOD, verdict_of
 from dpcheck.report.places import place_of_finding, told
 
 
@@ -12,13 +13,14 @@ def render(report: Report, target: str) -> str:
     lines = [
         f"## dpcheck: {_cell(target)}",
         "",
-        f"**{report.verdict}**: {VERDICT[report.verdict]}; {METHOD[report.method]}.",
+        f"**{report.verdict}**: {verdict_of(report)}; {METHOD[report.method]}.",
     ]
-    if report.diagnostics:
+    if report.shown:
         lines += ["", "| rule | where | what |", "|---|---|---|"]
-    for d in report.diagnostics:
+    for d in report.shown:
         at = place_of_finding(d, target)
         lines.append(f"| {d.code} {d.name} | `{at.path}:{at.line}` | {_cell(told(d))} |")
+    lines += [f"\n- ignored: {_cell(line)}" for line in ignored_in_words(report)]
     return "\n".join([*lines, *(f"\n- {_cell(note)}" for note in report.notes)])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dpcheck import __version__
-from dpcheck.diagnostic import Report
+from dpcheck.diagnostic import Diagnostic, Report
 from dpcheck.registry import Rule
 from dpcheck.report.places import Place, place_of, place_of_finding, told
 from dpcheck.report.prints import fingerprints
@@ -32,6 +32,7 @@ def render(report: Report, target: str) -> str:
                 "locations": [_location(place_of_finding(d, target))],
                 "relatedLocations": [_location(place_of(at)) for at in d.related],
                 "partialFingerprints": {"dpcheck/v1": fingerprint},
+                "suppressions": _suppressions(d),
                 "properties": {"module": d.module, "parameter": d.parameter, "buffer": d.buffer, "op": d.op},
             }
         )
@@ -44,6 +45,14 @@ def render(report: Report, target: str) -> str:
         "properties": {"target": target, "verdict": report.verdict, "method": report.method},
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
+
+
+def _suppressions(d: Diagnostic) -> list[dict[str, str]]:
+    """Empty where nothing ignores the finding."""
+    if d.ignored is None:
+        return []
+    kind = "inSource" if d.ignored.by == "comment" else "external"
+    return [{"kind": kind, "status": "accepted", "justification": str(d.ignored)}]
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

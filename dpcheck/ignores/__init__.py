@@ -1,0 +1,1 @@
+"""What does not fail a run: rules that were not selected, comments in the source, and a baseline."""
