@@ -11,7 +11,8 @@ from importlib import import_module
 from rich.console import Console
 
 from dpcheck.errors import DpcheckError
-from dpcheck.options.base import CLEAN, ERROR, FINDINGS
+from dpcheck.options.base import CLEAN, ERROR, FINDINGS, time_limit
+from dpcheck.supervise import supervised
 
 __all__ = ["CLEAN", "ERROR", "FINDINGS", "main"]
 
@@ -20,9 +21,14 @@ COMMANDS = ("rule", "plan", "verify", "audit", "explain", "budget")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 clean or all fixed, 1 findings, 2 usage or internal error."""
+    """Run the command; returns the exit code: 0 clean or all fixed, 1 findings, 2 usage or internal error.
+
+    Without ``argv`` it is the command of a shell: what runs a target runs in a process of its own.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if argv is None and not _runs_no_target(arguments):
+            return supervised(arguments, time_limit(arguments))
         named = bool(arguments) and arguments[0] in COMMANDS
         command = import_module(f"dpcheck.options.{arguments[0] if named else 'check'}")
         return int(command.main(arguments[named:]))
@@ -42,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         _complain(internal, arguments)
     return ERROR
+
+
+def _runs_no_target(arguments: Sequence[str]) -> bool:
+    asks = any(a in ("-h", "--help", "--version") for a in arguments)
+    return asks or (bool(arguments) and arguments[0] in ("rule", "budget", "completion"))
 
 
 def _complain(error: DpcheckError, arguments: list[str]) -> None:

@@ -98,7 +98,8 @@ class _Run:
     def _check(self, target: Target) -> Report:
         options, name = self.options, f"{target.path}:{target.symbol}"
         ignores = ignores_of(options, name, target.path)
-        report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
+        with terminal(stderr=True, quiet=options.quiet).status(f"checking {escape(name)}"):  # seen on a terminal only
+            report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
         self.ignores = replace(ignores, comments=comments_of_project(target.path, report))
         self.document["check"] = report = self.ignores.marked(report)
         full.show(self.out, report, name, brief=options.quiet, counts=options.statistics, all=options.verbose)

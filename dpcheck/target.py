@@ -17,6 +17,7 @@ from torch import nn
 from dpcheck.errors import DpcheckError
 from dpcheck.rewrite.construction import Built, Calls
 from dpcheck.source import location_of
+from dpcheck.supervised import refuse_copies
 from dpcheck.unit import Unit
 
 NAMES = ("model", "create_model", "make_model", "build_model", "net")
@@ -122,6 +123,7 @@ def _import(path: Path) -> ModuleType:
     try:
         with blaming(f"{path} raised while it was imported", path):
             spec.loader.exec_module(module)
+            refuse_copies()
     except DpcheckError:
         del sys.modules[name]
         raise
@@ -216,6 +218,7 @@ def _build(name: str, found: Any, path: Path) -> nn.Module:
         )
     with blaming(f"{name}() raised", path):
         model = found()
+        refuse_copies()
     if not isinstance(model, nn.Module):
         raise DpcheckError(
             f"{name}() returned a {type(model).__name__}, not an nn.Module",
@@ -231,4 +234,6 @@ def _batch(module: ModuleType, path: Path) -> Any:
     if made is None:
         raise DpcheckError("the file defines no sample_batch()", where=str(path), next=_HOW_BATCH)
     with blaming("sample_batch() raised", path):
-        return made() if callable(made) else made
+        batch = made() if callable(made) else made
+        refuse_copies()
+    return batch

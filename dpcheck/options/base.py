@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NoReturn
 
 from dpcheck.errors import DpcheckError
+from dpcheck.supervise import TIME_LIMIT
 
 CLEAN, FINDINGS, ERROR = 0, 1, 2
 
@@ -29,7 +31,29 @@ def for_a_file(name: str, what: str) -> Parser:
     """The parser of ``dpcheck NAME FILE``."""
     p = command(name, what)
     p.add_argument("target", metavar="FILE[:SYMBOL]", help="as for dpcheck FILE")
+    add_timeout(p)
     return p
+
+
+def add_timeout(p: argparse.ArgumentParser) -> None:
+    """``--timeout``: of the process in which the target runs."""
+    p.add_argument("--timeout", type=float, metavar="S", help="seconds until it is stopped (600; none to train)")
+
+
+def time_limit(arguments: Sequence[str]) -> float | None:
+    """``--timeout`` among the arguments of any command, or what it is without.
+
+    Raises:
+        DpcheckError: for one that is no number above 0.
+    """
+    p = Parser("dpcheck", add_help=False, allow_abbrev=False)
+    p.add_argument("--timeout", type=float)
+    p.add_argument("--train", action="store_true")
+    options, others = p.parse_known_args(arguments)
+    if options.timeout is not None and not options.timeout > 0:
+        raise DpcheckError(f"--timeout {options.timeout:g} is not above 0", next="pass seconds, --timeout 600")
+    unlimited = options.train or others[:1] in (["train"], ["audit"])
+    return options.timeout if options.timeout is not None or unlimited else TIME_LIMIT
 
 
 def add_format(p: argparse.ArgumentParser, *others: str) -> None:

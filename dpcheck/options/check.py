@@ -9,7 +9,7 @@ from typing import get_args
 from dpcheck import __version__
 from dpcheck.diagnostic import BatchNormTo
 from dpcheck.errors import DpcheckError
-from dpcheck.options.base import Parser, add_format
+from dpcheck.options.base import Parser, add_format, add_timeout
 from dpcheck.options.ignoring import add_ignoring, refuse_conflicts
 
 # Of the findings alone; each is a module of dpcheck.report.
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add_format(p, *FORMATS)
     p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
     p.add_argument("--traceback", action="store_true", help="print the traceback of errors")
+    add_timeout(p)
     add_ignoring(p)
     t = p.add_argument_group("training", "defaults come from the file's `training` dictionary")
     t.add_argument("--train", action="store_true", help="train privately on the file's train_dataset()")
