@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpcheck.engine.accounting import Bounds, Phase, epsilon_of, noise_multiplier, rdp_epsilon
+from dpcheck.engine.accounting import Bounds, Phase, epsilon_of, noise_multiplier, rdp_epsilon_of, steps_of
 from dpcheck.engine.ledger import Ledger, phases_of
-from dpcheck.engine.settings import steps_of
 from dpcheck.engine.step_record import StepRecord, adjacency_of
 from dpcheck.errors import DpcheckError
 
@@ -29,7 +28,8 @@ class Budget:
         epsilon: of all steps, at its ``delta``.
         over_steps: after some numbers of steps, the last being all, epsilon at that delta.
         over_delta: epsilon of all steps at other deltas.
-        rdp: the upper bound by Renyi differential privacy alone; ``None`` where it does not apply.
+        rdp: the upper bound by Renyi differential privacy alone; ``None`` where it is not computed: of users, of
+            replacing one.
     """
 
     dataset_size: int
@@ -89,8 +89,7 @@ def planned(
     assert noise is not None
     phase = Phase(noise, rate, steps)
     parts = [(n, (Phase(noise, rate, n),)) for n in _points(steps)]
-    rdp = rdp_epsilon(noise, rate, steps, delta) if records == 1 and noise > 0 else None
-    return _budget(dataset_size, (phase,), parts, delta, "add-remove", records, rdp)
+    return _budget(dataset_size, (phase,), parts, delta, "add-remove", records)
 
 
 def spent(ledger: Ledger, delta: float | None) -> Budget:
@@ -107,7 +106,7 @@ def spent(ledger: Ledger, delta: float | None) -> Budget:
     (size,) = sizes
     parts = [(n, phases_of(_first(entries, n))) for n in _points(ledger.steps())]
     delta = usual_delta(size) if delta is None else delta
-    return _budget(size, ledger.phases(), parts, delta, adjacency_of(record for record, _ in entries), 1, None)
+    return _budget(size, ledger.phases(), parts, delta, adjacency_of(record for record, _ in entries), 1)
 
 
 def usual_delta(dataset_size: int) -> float:
@@ -122,11 +121,11 @@ def _budget(
     delta: float,
     adjacency: str,
     records: int,
-    rdp: float | None,
 ) -> Budget:
     def at(composition: tuple[Phase, ...], delta: float) -> Bounds:
         return epsilon_of(composition, delta, adjacency=adjacency, records=records)
 
+    applies = (adjacency, records) == ("add-remove", 1) and all(phase.sampling == "poisson" for phase in phases)
     return Budget(
         dataset_size,
         sum(phase.steps for phase in phases),
@@ -136,7 +135,7 @@ def _budget(
         at(phases, delta),
         tuple((n, at(composition, delta)) for n, composition in parts),
         tuple(at(phases, other) for other in _DELTAS),
-        rdp,
+        rdp_epsilon_of(phases, delta) if applies else None,
     )
 
 

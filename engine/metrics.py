@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from dpcheck.engine.accounting import Bounds, Phase
+from dpcheck.engine.accounting import Bounds, Phase, at_most
 from dpcheck.engine.ledger import spent
-from dpcheck.engine.statement import at_most
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column

@@ -126,7 +126,7 @@ def settle(
     _one_of("steps", steps, "epochs", epochs)
     _one_of("noise_multiplier", noise_multiplier, "target_epsilon", target_epsilon)
     if steps is None:
-        steps = steps_of(_number("epochs", epochs), dataset_size, batch)
+        steps = accounting.steps_of(_number("epochs", epochs), dataset_size, batch)
     steps = _whole("steps", steps)
     if target_epsilon is not None:
         target_epsilon = _number("target_epsilon", target_epsilon)
@@ -171,11 +171,6 @@ def _physical(given: int | None, expected: int, dataset_size: int, secure: bool,
             next="leave physical_batch_size out",
         )
     return 1
-
-
-def steps_of(epochs: float, dataset_size: int, expected_batch_size: int) -> int:
-    """Steps in which ``epochs`` passes over the data are expected, rounded up."""
-    return math.ceil(epochs * dataset_size / expected_batch_size)
 
 
 def _whole(name: str, value: Any) -> int:

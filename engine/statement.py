@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
-from dpcheck.engine.accounting import Bounds
+from dpcheck.engine.accounting import Bounds, at_least, at_most
 from dpcheck.engine.kinds import AdaptiveQuantile, Automatic, Grouping, PerLayer
 from dpcheck.engine.ledger import Ledger
 from dpcheck.engine.publishing import Statement
@@ -144,22 +143,6 @@ def _unit(unit: Unit) -> str:
 def _constants(unit: Unit) -> str:
     has_some = any(axis is None for axis in pytree.tree_leaves(unit.axes))
     return "the tensors of a batch that are declared to have no record axis, " if has_some else ""
-
-
-def at_most(value: float, digits: int = 4) -> str:
-    """``value`` rounded up to significant digits: an upper bound stays one in print."""
-    return _rounded(value, digits, ROUND_CEILING)
-
-
-def at_least(value: float, digits: int = 4) -> str:
-    """``value`` rounded down to significant digits."""
-    return _rounded(value, digits, ROUND_FLOOR)
-
-
-def _rounded(value: float, digits: int, rounding: str) -> str:
-    if not math.isfinite(value):
-        return str(value)
-    return f"{float(Context(prec=digits, rounding=rounding).plus(Decimal(value))):g}"
 
 
 def _other_settings(settings: Settings, ledger: Ledger, run: str) -> list[tuple[str, str]]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from dpcheck.engine.accounting import Phase, epsilon, epsilon_of
+from dpcheck.engine.accounting import Phase, epsilon, epsilon_of, rdp_epsilon, rdp_epsilon_of
 from dpcheck.engine.ledger import Ledger, StepRecord
 
 from dpcheck.budget import planned, spent
 from dpcheck.cli import main
+from dpcheck.errors import DpcheckError
 
 RECORD = StepRecord("run", 1.1, 1.0, 20, 1000, True)
 
@@ -69,7 +72,7 @@ def test_no_noise_and_a_delta_that_is_too_large_are_said(capsys: pytest.CaptureF
     assert main([*plan, "--noise-multiplier", "0", "--format", "json"]) == 0
     assert math.isinf(float(json.loads(capsys.readouterr().out)["budget"]["epsilon"]["upper"]))
     assert main([*plan, "--noise-multiplier", "0"]) == 0
-    assert "inf" in capsys.readouterr().out
+    assert "epsilon is infinite" in capsys.readouterr().out
     assert main([*plan, "--noise-multiplier", "1", "--delta", "0.01"]) == 0
     assert "more than 1/N" in capsys.readouterr().out
 
@@ -107,3 +110,31 @@ def test_a_ledger_that_is_being_written_to_is_read_and_left_alone(tmp_path: Path
     assert main(["budget", "--ledger", str(ledger.path), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["budget"]["steps"] == 3
     assert ledger.path.read_bytes() == before
+
+
+def test_accountants_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(RECORD, 30)
+    ledger.append(StepRecord("run", 2.0, 1.0, 20, 1000, True), 10)
+    rdp = spent(ledger, 1e-6).rdp
+    assert rdp == rdp_epsilon_of([Phase(2.0, 0.02, 10), Phase(1.1, 0.02, 30)], 1e-6) > ledger.epsilon(1e-6).upper
+    assert main(["budget", "--ledger", str(ledger.path), "--delta", "1e-6"]) == 0
+    shown = capsys.readouterr().out
+    assert rdp <= float(re.search(r"Renyi +at most ([\d.]+)", shown)[1]) <= rdp * 1.0001
+    assert re.search(r"PLD +[\d.]+ to [\d.]+", shown) and re.search(r"GDP, CLT +not offered", shown)
+    assert rdp_epsilon_of([Phase(1.1, 0.02, 30)], 1e-6) == rdp_epsilon(1.1, 0.02, 30, 1e-6)
+    replaced = Ledger()
+    replaced.append(StepRecord("run", 1.0, 1.0, 20, 1000, True, "fixed-size", "replace-one"))
+    assert spent(replaced, 1e-6).rdp is None
+    with pytest.raises(DpcheckError, match="RDP is not computed"):
+        rdp_epsilon_of([Phase(1.0, 0.1, 1, mechanism="laplace")], 1e-6)
+    assert math.isinf(rdp_epsilon(0.0, 0.1, 1, 1e-6))
+    assert rdp_epsilon(0.0, 0.1, 0, 1e-6) == 0
+
+
+def test_a_plan_does_not_wait_for_torch():
+    plan = ["budget", "--dataset-size", "1000", "--steps", "2", "--noise-multiplier", "3", "--format", "json"]
+    code = f"import sys; from dpcheck.cli import main; main({plan}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["budget"]["steps"] == 2

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dpcheck.engine.accounting import at_least, at_most
 from dpcheck.engine.auditing.audit import Audit
-from dpcheck.engine.statement import at_least, at_most
 
 
 def show(console: Console, audit: Audit) -> None:

@@ -17,15 +17,25 @@ from dpcheck.engine.accounting.bounds import (
     check_unit,
     seen,
 )
-from dpcheck.engine.accounting.calibrate import batch_size_within, noise_multiplier, sample_rate_within, steps_within
+from dpcheck.engine.accounting.calibrate import (
+    batch_size_within,
+    noise_multiplier,
+    sample_rate_within,
+    steps_of,
+    steps_within,
+)
 from dpcheck.engine.accounting.curves import false_negatives
 from dpcheck.engine.accounting.joint import joint_noise, other_noise
+from dpcheck.engine.accounting.printing import at_least, at_most
 from dpcheck.engine.accounting.rdp import rdp_upper
 from dpcheck.engine.accounting.truncated import cut_probability
 
+from dpcheck.errors import DpcheckError
+
 __all__ = [
-    "Bounds", "Phase", "batch_size_within", "curve", "cut_probability", "delta_of", "epsilon", "epsilon_of",
-    "joint_noise", "noise_multiplier", "other_noise", "rdp_epsilon", "sample_rate_within", "steps_within", "trade_off",
+    "Bounds", "Phase", "at_least", "at_most", "batch_size_within", "curve", "cut_probability", "delta_of", "epsilon",
+    "epsilon_of", "joint_noise", "noise_multiplier", "other_noise", "rdp_epsilon", "rdp_epsilon_of",
+    "sample_rate_within", "steps_of", "steps_within", "trade_off",
 ]  # fmt: skip
 
 
@@ -100,4 +110,20 @@ def _trivial(spent: Sequence[Phase], delta: float, unit: Unit) -> Bounds | None:
 
 def rdp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
     """The upper bound by RDP alone."""
-    return rdp_upper([check_phase(Phase(noise_multiplier, sample_rate, steps))], check_delta(delta))
+    return rdp_epsilon_of([Phase(noise_multiplier, sample_rate, steps)], delta)
+
+
+def rdp_epsilon_of(phases: Sequence[Phase], delta: float) -> float:
+    """The upper bound by RDP alone, of Gaussian noise and Poisson samples that are not cut, for add-remove adjacency.
+
+    Raises:
+        DpcheckError: naming the value that is out of range, or the mechanism for which there is none.
+    """
+    delta, checked = check_delta(delta), [check_phase(phase) for phase in phases]
+    spent = [phase for phase in checked if phase.steps]
+    for phase in spent:
+        if (phase.mechanism, phase.sampling, phase.cut) != ("gaussian", "poisson", 0):
+            raise DpcheckError(f"RDP is not computed for {phase}", next="call epsilon_of")
+    if any(phase.noise_multiplier == 0 for phase in spent):
+        return math.inf
+    return rdp_upper(spent, delta) if spent else 0.0

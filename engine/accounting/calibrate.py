@@ -174,6 +174,11 @@ def batch_size_within(
     return _most(fits, dataset_size)
 
 
+def steps_of(epochs: float, dataset_size: int, expected_batch_size: int) -> int:
+    """Steps in which ``epochs`` passes over the data are expected, rounded up."""
+    return math.ceil(epochs * dataset_size / expected_batch_size)
+
+
 def _most(fits: Callable[[int], bool], limit: int) -> int:
     """A number, at most ``limit``, that fits, while the next does not; 1 is known to fit."""
     low, high = 1, 2

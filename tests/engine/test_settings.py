@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from dpcheck.engine.statement import at_least, at_most
+from dpcheck.engine.accounting import at_least, at_most
 from hypothesis import given
 from hypothesis import strategies as st
 from white_box import make, records, released
