@@ -11,12 +11,12 @@ from torch import nn
 from dpcheck.api import check
 from dpcheck.capture import LossFn, first_line, run_losses
 from dpcheck.determinism import FixedChance
-from dpcheck.diagnostic import Applicability, BatchNormTo, Diagnostic, Report
+from dpcheck.diagnostic import Applicability, BatchNormTo, Diagnostic, Location, Report
 from dpcheck.errors import DpcheckError
-from dpcheck.fixes import batch_norm
+from dpcheck.fixes import batch_norm, in_forward
 from dpcheck.fixes.batch_norm import freeze_batch_norm
 from dpcheck.fixes.copying import duplicate, replace_everywhere
-from dpcheck.fixes.layers import Refusal, Remedy, is_frozen_batch_norm, remedy
+from dpcheck.fixes.layers import Refusal, Remedy, is_frozen_batch_norm, remedy, rewriting
 from dpcheck.fixes.optimizer import repoint
 from dpcheck.fixes.trial import Seen, judge, observe, why_broken
 from dpcheck.inputs import batch_size
@@ -152,7 +152,8 @@ def fix(
     plans = _for_findings(subject, unsafe, batch_norm_to)
     plans += [_for_frozen(path, model.get_submodule(path)) for path in frozen]
     order = [path for path, _ in model.named_modules()]
-    plans.sort(key=lambda plan: order.index(plan.path))
+    # A forward is rewritten before anything is put around it.
+    plans.sort(key=lambda plan: (order.index(plan.path), plan.change.code not in in_forward.CODES))
 
     rolled_back: Reasons = {}
     while True:
@@ -187,7 +188,10 @@ def _for_findings(subject: _Subject, unsafe: bool, to: BatchNormTo) -> list[_Pla
     for diagnostic in subject.before.diagnostics:
         path = diagnostic.module or ""
         seen = subject.seen.get(path)
-        found = remedy(diagnostic.code, subject.model.get_submodule(path), seen, to, _own(subject, diagnostic))
+        module = subject.model.get_submodule(path)
+        found = remedy(diagnostic.code, module, seen, to, _own(subject, diagnostic))
+        if diagnostic.code in in_forward.CODES and seen is not None and diagnostic.module is not None:
+            found = rewriting(module, seen, _lines(subject, path), diagnostic)
         if isinstance(found, Remedy):
             plans.setdefault((diagnostic.code, path), _to_apply(diagnostic, found, unsafe))
             continue
@@ -197,6 +201,12 @@ def _for_findings(subject: _Subject, unsafe: bool, to: BatchNormTo) -> list[_Pla
         change = Change(diagnostic.code, path, what, "display-only", False, reason, diagnostic.parameter)
         plans.setdefault((diagnostic.code, path, diagnostic.message), _Plan(change, lambda m: m))
     return list(plans.values())
+
+
+def _lines(subject: _Subject, path: str) -> tuple[Location, ...]:
+    """Where the forward of a module itself computes over the batch."""
+    found = [d for d in subject.before.diagnostics if d.code in in_forward.CODES and d.module == path]
+    return tuple(dict.fromkeys(at for d in found for at in (d.location, *d.related) if at is not None))
 
 
 def _own(subject: _Subject, diagnostic: Diagnostic) -> tuple[str, ...]:

@@ -83,7 +83,8 @@ class BatchSizeDependence(Rule):
 
     Fix safety
     ----------
-    Display only: leave the division to the engine.
+    Unsafe: where torch.fx traces the forward of the module, the number of samples in it becomes a constant, that of the
+    batch given. Elsewhere: leave the division to the engine.
 
     References
     ----------
@@ -92,7 +93,7 @@ class BatchSizeDependence(Rule):
 
     code: ClassVar[str] = "DP108"
     name: ClassVar[str] = "batch-size-dependence"
-    fix: ClassVar[Applicability | None] = "display-only"
+    fix: ClassVar[Applicability | None] = "unsafe"
 
     def claims(self, event: Event, facts: Facts) -> bool:
         return event.kind == "batch-size"

@@ -86,7 +86,9 @@ class BatchStatistics(Rule):
 
     Fix safety
     ----------
-    Display only: what the statistic is for decides what may replace it.
+    Unsafe: where torch.fx traces the forward of the module, the statistic is taken over the axes of each sample. Scans
+    and sorts over the samples, and forwards that cannot be traced, are for you to change: what the statistic is for
+    decides what may replace it.
 
     References
     ----------
@@ -95,7 +97,7 @@ class BatchStatistics(Rule):
 
     code: ClassVar[str] = "DP103"
     name: ClassVar[str] = "batch-statistics"
-    fix: ClassVar[Applicability | None] = "display-only"
+    fix: ClassVar[Applicability | None] = "unsafe"
 
     _WORDS = frozenset(
         {

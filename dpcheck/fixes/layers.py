@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import linecache
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from dpcheck.diagnostic import Applicability, BatchNormTo
-from dpcheck.fixes import batch_norm
+from dpcheck.capture import first_line
+from dpcheck.diagnostic import Applicability, BatchNormTo, Diagnostic, Location
+from dpcheck.errors import DpcheckError
+from dpcheck.fixes import batch_norm, in_forward
 from dpcheck.fixes.buffers import keep_buffers
 from dpcheck.fixes.trial import Seen
 
@@ -70,6 +73,20 @@ def remedy(
         what = f"{', '.join(own)}: what the forward writes there is dropped, it keeps the value that it has now"
         return Remedy(f"{what}. {CHANGES}", "unsafe", partial(keep_buffers, names=own))
     return None
+
+
+def rewriting(module: nn.Module, seen: Seen, lines: Sequence[Location], finding: Diagnostic) -> Remedy | Refusal:
+    """The remedy for what a module's own forward computes over the batch, at ``lines``."""
+    try:
+        clauses = in_forward.changes(module, seen, lines)
+    except Exception as error:  # whatever the user's forward does when it is traced
+        why = error.what if isinstance(error, DpcheckError) else f"{type(error).__name__}: {first_line(error)}"
+        at, text = finding.location, ""
+        if at is not None:
+            text = f" at {at}: `{linecache.getline(at.file, at.line).strip()}`"
+        return Refusal(finding.message, f"no automatic fix{text} ({why}): {finding.help}")
+    what = f"in the forward, {'; '.join(clauses)}. {CHANGES}"
+    return Remedy(what, "unsafe", partial(in_forward.rewrite, seen=seen, lines=lines))
 
 
 def _of_batch_norm(module: nn.Module, per_channel: int, to: BatchNormTo) -> Remedy | Refusal:

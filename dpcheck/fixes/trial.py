@@ -88,7 +88,7 @@ def observe(model: nn.Module, loss_fn: LossFn, batch: Any, paths: Collection[str
 
     for path in paths:
         probe.get_submodule(path).register_forward_pre_hook(noting(path), with_kwargs=True, prepend=True)
-    _follow(probe, paths, running)
+    follow(probe, paths, running)
     with _Shapes(running) as noted:
         run_losses(probe, loss_fn, batch)
     return {path: Seen(*call, noted.shapes.get(path)) for path, call in calls.items()}
@@ -166,7 +166,7 @@ def why_broken(
     """
     inside: list[str] = []
     before = {module: module.training for module in model.modules()}
-    handles = _follow(model, paths, inside)
+    handles = follow(model, paths, inside)
     try:
         if evaluating:
             model.eval()
@@ -181,7 +181,7 @@ def why_broken(
     return {}
 
 
-def _follow(model: nn.Module, paths: Collection[str], running: list[str]) -> list[RemovableHandle]:
+def follow(model: nn.Module, paths: Collection[str], running: list[str]) -> list[RemovableHandle]:
     """Keeps in ``running`` the layers at ``paths`` that are running, innermost last."""
 
     def leaving(module: nn.Module, args: Any, output: Any) -> None:
