@@ -9,7 +9,7 @@ Verdict = Literal["independent", "mixing", "unproven"]
 Status = Literal["covered", "fallback", "mixed", "no-gradient", "frozen"]
 Applicability = Literal["safe", "unsafe", "display-only"]
 # What a fix makes of batch norm.
-BatchNormTo = Literal["group", "layer", "instance", "frozen"]
+BatchNormTo = Literal["group", "layer", "instance", "standardised", "frozen"]
 
 
 @dataclass(frozen=True)

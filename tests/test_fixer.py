@@ -218,7 +218,7 @@ def test_what_batch_norm_becomes_can_be_chosen() -> None:
         assert result.report.ok and one(result).applicability == "unsafe"
         found[to] = getattr(result.model[1], "num_groups", type(result.model[1]).__name__)
     assert found == {"group": 4, "layer": 1, "instance": 16, "frozen": "FrozenBatchNorm"}
-    with pytest.raises(dpcheck.DpcheckError, match="choose one of: group, layer, instance, frozen"):
+    with pytest.raises(dpcheck.DpcheckError, match="choose one of: group, layer, instance, standardised, frozen"):
         fixed(mlp(), ROWS, batch_norm_to="batch")
 
 

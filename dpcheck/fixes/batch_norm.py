@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
+# Path of a batch norm -> mean and variance of its input, [C] each.
+Statistics = Mapping[str, tuple[Tensor, Tensor]]
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -33,8 +36,8 @@ def groups_for(channels: int, positions: int, to: str = "group") -> int | None:
     Args:
         channels: C.
         positions: values per channel and sample: 1 for [N, C], H * W for [N, C, H, W].
-        to: ``group``: the largest divisor of C up to 32 that leaves at least four channels (else two) and 16 values
-            in a group, else one group; ``layer``: one group; ``instance``: one group a channel.
+        to: ``group`` and ``standardised``: the largest divisor of C up to 32 that leaves at least four channels (else
+            two) and 16 values in a group, else one group; ``layer``: one group; ``instance``: one group a channel.
 
     Returns:
         The number, or ``None`` where a group would have fewer than three values.
@@ -42,7 +45,7 @@ def groups_for(channels: int, positions: int, to: str = "group") -> int | None:
     groups = 1
     if to == "instance":
         groups = channels
-    elif to == "group":
+    elif to in ("group", "standardised"):
         sizes = [(g, channels // g) for g in range(min(32, channels), 0, -1) if channels % g == 0]
         fitting = [(g, size) for g, size in sizes if size * positions >= ENOUGH and size >= 2]
         groups = next((g for g, size in fitting if size >= 4), fitting[0][0] if fitting else 1)
@@ -138,8 +141,14 @@ def calls_to_group_norm(module: nn.Module, groups: int) -> nn.Module:
     return mixed(module, _GroupNormInside, "WithGroupNorm")
 
 
-def to_frozen(module: nn.Module) -> nn.Module:
-    """The affine map that a batch norm is at its running statistics."""
+def to_frozen(module: nn.Module, statistics: tuple[Tensor, Tensor] | None = None) -> nn.Module:
+    """The affine map that a batch norm is at its running statistics, or at the mean and variance given, [C] each."""
+    if statistics is not None:
+        held = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t.is_floating_point()]
+        like = held[0] if held else statistics[0]
+        for name, value in zip(_STATISTICS[:2], statistics, strict=True):
+            module._buffers[name] = value.detach().to(like, copy=True)
+        module.track_running_stats = True  # type: ignore[assignment]
     if type(module) in PLAIN:
         return _like(FrozenBatchNorm(module), module)
     module.training = False

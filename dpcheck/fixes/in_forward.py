@@ -78,7 +78,8 @@ def rewrite(module: nn.Module, seen: Seen, lines: Collection[Location]) -> nn.Mo
 def _rewritten(
     module: nn.Module, seen: Seen, lines: Collection[Location]
 ) -> tuple[dict[bool, Callable[..., Any]], tuple[str, ...]]:
-    forwards, clauses = {}, {}
+    forwards: dict[bool, Callable[..., Any]] = {}
+    clauses: dict[str, None] = {}
     call = _Call(module, seen)
     for mode in (True, False):
         copy = duplicate(module).model

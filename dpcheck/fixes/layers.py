@@ -41,13 +41,19 @@ class Refusal:
 
 
 def remedy(
-    code: str, module: nn.Module, seen: Seen | None, to: BatchNormTo, own: tuple[str, ...] = ()
+    code: str,
+    module: nn.Module,
+    seen: Seen | None,
+    to: BatchNormTo,
+    own: tuple[str, ...] = (),
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Remedy | Refusal | None:
     """The remedy for a finding of rule ``code`` at ``module``; ``None`` if there is none.
 
     Args:
         seen: the layer's first call, if it ran.
         to: what batch norm becomes.
+        statistics: mean and variance, [C] each, at which a batch norm is frozen.
         own: names of the module's own parameters or buffers of which the rule has findings.
     """
     # No loss reaches a batch norm that only writes its running statistics.
@@ -55,6 +61,9 @@ def remedy(
         code = "DP101"
     if code == "DP201" and own:
         return Remedy(f"{', '.join(own)}: {_FROZEN}", "safe", partial(_freeze, names=own))
+    if code == "DP101" and statistics is not None:
+        what = f"{batch_norm.describe(module)} -> the affine map at the statistics given"
+        return Remedy(f"{what}. {CHANGES}", "unsafe", lambda m: batch_norm.to_frozen(m, statistics))
     if code == "DP101":
         return _of_batch_norm(module, positions(seen), to)
     if code == "DP102" and seen is not None and seen.normalised is not None and to != "frozen":

@@ -33,6 +33,7 @@ defines a model, loss_fn(model, batch) and sample_batch();
 unit = dpcheck.Unit(...) if a record is not one index of axis 0"""
 _BATCH_NORM = """\
 what batch norm becomes (group, or what [tool.dpcheck] in pyproject.toml says);
+standardised: group norm after a convolution with standardised filters;
 frozen: its running statistics for good, which must come from public data"""
 _EPILOG = "exit codes: 0 clean or all fixed, 1 findings, 2 usage or internal error"
 

@@ -87,7 +87,8 @@ class _Planner:
         self.called = sizes.of_calls(*given) if norm else {}
 
     def plan(self, only_whole: bool, loss: LossFix | None) -> SourceFix:
-        if only_whole or self.to == "frozen":  # the running statistics are known after the weights are
+        # The running statistics are known after the weights are; the convolution is told by what it is used for.
+        if only_whole or self.to in ("frozen", "standardised"):
             self.refused = dict.fromkeys(self.changes, "")
         else:
             self._functional()
