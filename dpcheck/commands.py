@@ -25,10 +25,11 @@ from dpcheck.private_run import train
 from dpcheck.project import options_of
 from dpcheck.report import counted, documents, full, source, tables, terminal
 from dpcheck.rewrite.apply import apply
+from dpcheck.rewrite.journal import journal_of, recover
 from dpcheck.rewrite.losses import LossFix, per_sample
 from dpcheck.rewrite.norms import CannotWrite
 from dpcheck.rewrite.plan import plan
-from dpcheck.target import Target, load
+from dpcheck.target import Target, file_of, load
 from dpcheck.verification import verify
 
 
@@ -53,6 +54,7 @@ class _Run:
         self.ignores: Ignores | None = None
 
     def all(self) -> int:
+        self._recover()
         options, target = self.options, self._with_losses(load(self.options.target))
         settings = settings_of(target, options) if options.train else None
         model, report = target.model, self._check(target)
@@ -78,6 +80,17 @@ class _Run:
         if options.diff and self.loss:
             passes = False  # the file as it is cannot be trained
         return CLEAN if passes or options.exit_zero else FINDINGS
+
+    def _recover(self) -> None:
+        """After a --fix that was killed while it wrote, the files as they were before it."""
+        path = file_of(self.options.target)
+        if self.options.fix:
+            for file in recover(path):
+                self.progress.print(f"{escape(str(file))} is put back: an earlier --fix was killed while it wrote")
+        elif journal_of(path).exists():
+            self.progress.print(
+                f"[yellow]half fixed[/] {escape(str(path))}: a --fix runs, or was killed; --fix undoes it"
+            )
 
     def _with_losses(self, target: Target) -> Target:
         """The target, with one loss per sample where ``loss_fn`` returns their mean and can be changed."""

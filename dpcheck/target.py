@@ -89,6 +89,15 @@ def load_model(path: Path, symbol: str) -> nn.Module:
     return _build(symbol, getattr(_import(path), symbol), path)
 
 
+def file_of(text: str) -> Path:
+    """The file of ``model.py[:symbol]``.
+
+    Raises:
+        DpcheckError: if there is none.
+    """
+    return _split(text)[0]
+
+
 def _split(text: str) -> tuple[Path, str | None]:
     head, colon, symbol = text.rpartition(":")
     if colon and symbol.isidentifier() and head:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dpcheck.fixer import FixResult
 from dpcheck.rewrite.afresh import Fresh, load_afresh
 from dpcheck.rewrite.files import written
+from dpcheck.rewrite.journal import journal_of, recorded
 from dpcheck.rewrite.losses import LossFix
 from dpcheck.rewrite.plan import SourceFix, plan
 from dpcheck.target import Target
@@ -59,7 +60,7 @@ def _attempt(target: Target, result: FixResult, fix: SourceFix, judge: Judge) ->
     if not fix.contents:
         return Outcome(fix, None)
     try:
-        with written(fix.contents):
+        with recorded(journal_of(target.path), fix.contents), written(fix.contents):
             (fresh,) = judge([f"{target.path}:{target.symbol}"])
             wrong = why_not(fix, fresh, result)
             if wrong:
