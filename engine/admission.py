@@ -25,6 +25,8 @@ def loaded_norm(state: Any, default: float) -> float:
     """
     if not isinstance(state, Mapping) or {"run", "ledger"} - state.keys():
         raise DpcheckError("this is no state of a PrivacyEngine", where="state", next="pass engine.state_dict()")
+    if not isinstance(state["run"], str):
+        raise DpcheckError(f"the state has run={state['run']!r}", where="state", next="pass engine.state_dict()")
     norm = state.get("max_grad_norm", default)
     if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf:
         raise DpcheckError(f"the state has max_grad_norm={norm!r}", where="state", next="pass engine.state_dict()")

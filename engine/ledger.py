@@ -224,13 +224,18 @@ def _read(path: Path) -> tuple[Entries, int]:
 
 
 def _parse_state(state: Mapping[str, Any]) -> Entries:
-    version = state.get("version")
+    mapping: Mapping[str, Any] = state if isinstance(state, Mapping) else {"version": VERSION}
+    version, written = mapping.get("version"), mapping.get("entries")
     if not isinstance(version, int) or version not in _LATER:
         raise DpcheckError(
             f"the ledger has version {version!r}; this dpcheck reads versions up to {VERSION}", where="ledger"
         )
+    if not isinstance(written, list) or not all(isinstance(entry, Mapping) for entry in written):
+        raise DpcheckError(
+            f"this is no ledger: {str(state)[:60]}", where="ledger", next="pass engine.state_dict() as it was saved"
+        )
     entries: Entries = []
-    for i, entry in enumerate(state["entries"]):
+    for i, entry in enumerate(written):
         values = dict(entry)
         count = values.pop("count", None)
         where = f"ledger entry {i}"

@@ -142,6 +142,41 @@ def test_a_state_of_something_else_is_refused(state):
         make(records()).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"run": 3}, "run=3"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm=nan"),
+        ({"max_grad_norm": -1.0}, r"max_grad_norm=-1\.0"),
+        ({"ledger": None}, "no ledger: None"),
+        ({"ledger": {"version": 2}}, "no ledger"),
+        ({"ledger": {"version": 2, "entries": ["x"]}}, "no ledger"),
+        ({"ledger": {"version": 99, "entries": []}}, "version 99"),
+        ({"ledger": {"version": 2, "entries": [{"count": 1}]}}, "no step of a ledger"),
+    ],
+)
+def test_a_state_that_is_broken_is_refused_by_what_is_wrong_and_changes_nothing(wrong, says):
+    first, second = make(records()), make(records())
+    released(first, 2)
+    before = second.run
+    with pytest.raises(DpcheckError, match=says):
+        second.load_state_dict(first.state_dict() | wrong)
+    assert (second.run, second.ledger.steps()) == (before, 0)
+
+
+def test_a_checkpoint_and_a_ledger_that_went_different_ways_are_refused(tmp_path):
+    first = make(records(), steps=9, ledger=tmp_path / "ledger.jsonl")
+    released(first, 2)
+    state = first.state_dict()
+    other = make(records(), steps=9, noise_multiplier=2.0)
+    other.load_state_dict(state)
+    released(other, 1)
+    released(first, 1)
+    with pytest.raises(DpcheckError, match=f"disagree about the steps of run {first.run}"):
+        first.load_state_dict(other.state_dict())
+    assert first.steps_taken == 3
+
+
 def test_a_ledger_of_other_data_is_refused():
     engine = make(records(13))
     released(engine)
