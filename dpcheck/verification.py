@@ -174,28 +174,32 @@ def _compare(
         norms = torch.stack([plain(g).reshape(len(g), -1).square().sum(1) for g in alone.values()]).sum(0).sqrt()
         # Half of the samples are clipped.
         bound = max(float(norms.median()), 1e-12)
-        together: dict[str, Tensor] = {}
-        why = ""
         with swapped(model, copies(model, dtype)):
             if clipper.method == "graph":
                 engine, runs = _samplers(model, loss_fn, batch, bound)
                 released += [(run, bound) for run in runs]
-            # After the plans: of a large model the gradients of every sample do not fit in memory once more.
-            if with_vmap or clipper.method == "vmap":
-                together, why = _vmap(model, same, batch)
-            if clipper.method != "graph":
+            else:
                 method: Method = "vmap" if clipper.method == "vmap" else "single"
-                engine = together if method == "vmap" else alone
+                engine = _vmap(model, same, batch)[0] if method == "vmap" else alone
                 released = [(Clipper(model, same, max_grad_norm=bound, method=method)(batch), bound)]
-    scale = max((float(g.abs().max()) for g in alone.values() if g.numel()), default=0.0)
-    floor = _FLOOR[precision.narrowest] * scale
-    compared_with_vmap = bool(together) and clipper.method != "vmap"
+        floor = _FLOOR[precision.narrowest] * max(
+            (float(g.abs().max()) for g in alone.values() if g.numel()), default=0.0
+        )
+        single = {name: relative_error(engine[name], g, floor) for name, g in alone.items()}
+        off_norms = max(relative_error(run.norms, norms, 0.0) for run, _ in released)
+        off_sum = max(_error_of_sum(run, norms, alone, c, floor) for run, c in released)
+        # The gradients of every sample of a large model do not fit into memory three times.
+        del alone, released
+        together, why = dict[str, Tensor](), ""
+        if with_vmap and clipper.method != "vmap":
+            with swapped(model, copies(model, dtype)):
+                together, why = _vmap(model, same, batch)
     return _Comparison(
         clipper,
-        {name: relative_error(engine[name], g, floor) for name, g in alone.items()},
-        {name: relative_error(engine[name], g, floor) for name, g in together.items()} if compared_with_vmap else None,
-        max(relative_error(run.norms, norms, 0.0) for run, _ in released),
-        max(_error_of_sum(run, norms, alone, c, floor) for run, c in released),
+        single,
+        {name: relative_error(engine[name], g, floor) for name, g in together.items()} if together else None,
+        off_norms,
+        off_sum,
         precision.narrowest,
         TOLERANCE[precision.narrowest],
         _notes(clipper, why, precision.narrowest, dtype),
