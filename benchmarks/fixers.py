@@ -61,7 +61,8 @@ def line(result: Result) -> str:
         "fixed, verified, stepped" if done_by_dpcheck(result) else f"NOT DONE: {result.get('crash') or result['why']}"
     )
     theirs = result.get("opacus", {})
-    return f"{name}dpcheck: {ours[:160]}; Opacus: {'done' if done_by_opacus(result) else theirs.get('why', '-')[:120]}"
+    other = "done" if done_by_opacus(result) else " ".join(theirs.get("why", "-").split())
+    return f"{name}dpcheck: {' '.join(ours.split())[:160]}; Opacus: {other[:120]}"
 
 
 def table(results: list[Result]) -> str:

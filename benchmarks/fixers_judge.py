@@ -24,7 +24,8 @@ def judge(entry: Entry) -> dict[str, Any]:
 
     Keys: ``mixes`` (whether dpcheck's check says so), ``fixed`` (``dpcheck.fix(unsafe=True)`` left a model that the
     check proves, without findings), ``stepped`` (the private steps, empty batch and checkpoint of the fix's rehearsal
-    ran), ``verified`` (by :func:`dpcheck.verify`), ``why`` not, ``loss_change``, ``opacus`` (see :func:`opacus`);
+    ran), ``verified`` (by :func:`dpcheck.verify`, with its largest
+    errors ``float64`` and ``own``), ``why`` not, ``loss_change``, ``opacus`` (see :func:`opacus`);
     ``crash``, when something raised.
     """
     warnings.simplefilter("ignore")
@@ -60,8 +61,11 @@ def ours(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Any]:
     }
     if result.report.ok:
         proof = dpcheck.verify(result.model, loss_fn, batch)
-        answer |= {"verified": proof.ok, "worst": max(p.error_single for p in proof.parameters)}
-        answer["why"] = answer["why"] or ("" if proof.ok else proof.reason or "verify does not agree")
+        exact = max(p.error_single for p in proof.parameters)
+        own = max((p.error_own_dtype or 0.0 for p in proof.parameters), default=0.0)
+        answer |= {"verified": proof.ok, "float64": exact, "own": own}
+        if not proof.ok:
+            answer["why"] = f"verify: gradients off by {exact:.0e} in float64, {own:.0e} in the model's own dtype"
     return answer
 
 
