@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dpcheck import engine, testing
     from dpcheck.api import check
     from dpcheck.bucketing import bucketed
+    from dpcheck.certificate import Certificate, certify
     from dpcheck.diagnostic import Diagnostic, Location, Report
     from dpcheck.engine.trainer import PrivacyEngine
     from dpcheck.errors import DpcheckError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Certificate",
     "Diagnostic",
     "DpcheckError",
     "Location",
@@ -30,6 +32,7 @@ __all__ = [
     "Unit",
     "bucketed",
     "by_user",
+    "certify",
     "check",
     "engine",
     "fix",
@@ -39,6 +42,8 @@ __all__ = [
 
 _HOMES = {
     "check": "dpcheck.api",
+    "certify": "dpcheck.certificate",
+    "Certificate": "dpcheck.certificate",
     "fix": "dpcheck.fixer",
     "verify": "dpcheck.verification",
     "PrivacyEngine": "dpcheck.engine.trainer",

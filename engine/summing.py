@@ -26,9 +26,13 @@ _SLACK = 1e-3
 class ClipperLike(Protocol):
     """What the engine asks of a clipper; see :class:`dpcheck.engine.clipping.Clipper`."""
 
-    method: str
-    reason: str
     max_grad_norm: float
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
 
     def __call__(self, batch: Any, weights: Tensor | None = None) -> Clipped: ...
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.adaptive import next_norm
-from dpcheck.engine.admission import checked_method, loaded_norm, opened, refuse_ledger
+from dpcheck.engine.admission import loaded_norm, opened, refuse_ledger
 from dpcheck.engine.available import budget_of
+from dpcheck.engine.certified import Demanded, admitted
 from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.kinds import AdaptiveQuantile, Clipping, grouping_of
 from dpcheck.engine.ledger import Ledger
@@ -26,7 +27,7 @@ from dpcheck.engine.sampling import Loader, LogicalBatch, poisson
 from dpcheck.engine.settings import Settings, settle
 from dpcheck.engine.statement import describe, statement
 from dpcheck.engine.streams import streams_of
-from dpcheck.engine.summing import ClipperLike, Seen, Summer, on_device
+from dpcheck.engine.summing import ClipperLike, Seen, Summer
 from dpcheck.engine.watch import Watch
 from torch import nn
 from torch.optim import Optimizer
@@ -83,6 +84,7 @@ class PrivacyEngine:
             (:mod:`dpcheck.engine.kinds`). One record moves the sum by at most C whatever the kind.
         num_workers: processes that read records ahead of their use; 0 reads them when they are needed.
         pin_memory: batches in page-locked memory, where there is an accelerator.
+        certificate: of :func:`dpcheck.certify`, or the path of one: nothing else is trained than what it is of.
 
     Raises:
         DpcheckError: for each argument that is wrong, by name and value; for a model that the check refuses.
@@ -114,6 +116,7 @@ class PrivacyEngine:
         clipping: Clipping | str = "flat",
         num_workers: int = 0,
         pin_memory: bool = False,
+        certificate: Demanded = None,
         _clipper: Callable[..., ClipperLike] = Clipper,
     ) -> None:
         self._ranks = Ranks.here()
@@ -141,13 +144,12 @@ class PrivacyEngine:
         self._ranks.equal(model)
         self.ledger, self.run = opened(ledger, self._ranks)
         refuse_ledger(self.ledger, self.settings, self.settings.record(self.run, self._max_grad_norm))
-        few = torch.arange(min(8, self.settings.dataset_size))
         losses, kind, parameters = unit.loss(loss_fn), self.settings.clipping, self._watch.parameters
         self._grouping = grouping_of(kind, parameters)
-        method = checked_method(model, losses, on_device(self._loader.collate(few), parameters)) if check else "auto"
+        method, guarded = admitted(model, loss_fn, self._loader, parameters, check, certificate)
         budget = budget_of(memory_budget, physical_batch_size, next(iter(parameters.values())).device)
         how = {"method": method, "clipping": kind, "memory_budget": budget, "compile": compile}
-        self._clipper = _clipper(model, losses, max_grad_norm=self._max_grad_norm, **how)
+        self._clipper = guarded(_clipper(model, losses, max_grad_norm=self._max_grad_norm, **how))
         self._summer = Summer(self._clipper, self._loader, parameters, self._grouping)
         self._streams = streams_of(seed, secure)
         self._pending: LogicalBatch | None = None

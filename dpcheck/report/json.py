@@ -22,22 +22,23 @@ def render(document: Mapping[str, Any]) -> str:
     :class:`dpcheck.Report`; ``fix``, ``verify`` and ``train`` are there when they were asked for and reached.
     Numbers that are not finite are the strings ``inf``, ``-inf`` and ``nan``.
     """
-    return json.dumps({"schema": SCHEMA, "version": __version__, **_plain(document)}, indent=2)
+    return json.dumps({"schema": SCHEMA, "version": __version__, **plain(document)}, indent=2)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Reports, dataclasses, mappings, lists and numbers as what JSON can hold."""
     if isinstance(value, Report):
         return {"ok": value.ok, **_fields(value)}
     if dataclasses.is_dataclass(value):
         return _fields(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
