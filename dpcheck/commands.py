@@ -12,6 +12,7 @@ from rich.markup import escape
 from torch import nn
 
 from dpcheck.api import check
+from dpcheck.certificate import certify
 from dpcheck.config import Settings, settings_of
 from dpcheck.diagnostic import BatchNormTo, Report
 from dpcheck.errors import DpcheckError
@@ -77,6 +78,8 @@ class _Run:
             self._verify(model, target)
         if settings is not None:
             self._train(target, model, settings)
+        if options.certificate:
+            ok = self._certify(target, options.certificate)
         if options.diff and self.loss:
             passes = False  # the file as it is cannot be trained
         return CLEAN if passes or options.exit_zero else FINDINGS
@@ -207,6 +210,17 @@ class _Run:
                 "per-sample gradients differ from the references: this is a bug in dpcheck or in a custom backward",
                 next="do not train this model; report it with the table that --verify prints",
             )
+
+    def _certify(self, target: Target, path: str) -> bool:
+        """Of the file as it is; whether it certifies anything."""
+        certificate = certify(target.model, target.loss_fn, target.batch, unit=target.unit)
+        certificate.save(path)
+        self.document["certificate"] = certificate
+        valid = "[bold green]valid[/]" if certificate.valid else "[bold red]certifies nothing[/]"
+        self.out.print(f"certificate written to {escape(path)}: {valid}")
+        for reason in certificate.reasons:
+            self.out.print(f"  {escape(reason)}")
+        return certificate.valid
 
     def _train(self, target: Target, model: nn.Module, settings: Settings) -> None:
         self.progress.rule("train", style="dim")

@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from dpcheck.capture import run_losses
+from dpcheck.engine.kinds import Clipping
 from dpcheck.engine.sampling import Loader
 from dpcheck.engine.settings import settle
 from dpcheck.errors import DpcheckError
@@ -19,7 +20,16 @@ from dpcheck.records import map_style, unit_of
 from dpcheck.target import Target, blaming
 from dpcheck.unit import Unit, adapted
 
-DEFAULTS: dict[str, Any] = {"epsilon": 8.0, "delta": 1e-5, "epochs": 20, "batch_size": 256, "max_grad_norm": 1.0}
+DEFAULTS: dict[str, Any] = {
+    "epsilon": 8.0,
+    "delta": 1e-5,
+    "epochs": 20,
+    "batch_size": 256,
+    "max_grad_norm": 1.0,
+    "clipping": "flat",
+}
+# Of ``dpcheck train`` alone.
+_OF_TRAIN = {"clipping": "train_clipping"}
 _OPTIONS = {
     "target_epsilon": "--epsilon",
     "delta": "--delta",
@@ -27,6 +37,8 @@ _OPTIONS = {
     "expected_batch_size": "--batch-size",
     "max_grad_norm": "--max-grad-norm",
     "steps": "--epochs",
+    "clipping": "--clipping",
+    "seed": "--seed",
 }
 # Suffix of a file -> format of PrivacyEngine.report.
 REPORTS = {".txt": "text", ".json": "json", ".html": "html"}
@@ -45,6 +57,8 @@ class Settings:
         epochs: expected passes over the data.
         batch_size: expected size of a Poisson sample.
         max_grad_norm: L2 norm to which each unit's gradient is clipped.
+        clipping: the kind; see :mod:`dpcheck.engine.kinds`.
+        secure, ledger, certificate: as those of :class:`dpcheck.PrivacyEngine`.
         seed: of a repeatable run, which is not private.
         baseline: also train without privacy.
         dataset: map-style; one item is one unit: a record, or a user.
@@ -60,6 +74,10 @@ class Settings:
     epochs: float
     batch_size: int
     max_grad_norm: float
+    clipping: Clipping | str
+    secure: bool
+    ledger: str | None
+    certificate: str | None
     seed: int | None
     baseline: bool
     dataset: Any
@@ -79,7 +97,8 @@ def settings_of(target: Target, options: argparse.Namespace) -> Settings:
     """
     path = str(target.path)
     values = {**DEFAULTS, **_given(target)}
-    values.update({key: getattr(options, key) for key in DEFAULTS if getattr(options, key) is not None})
+    given = {key: getattr(options, _OF_TRAIN.get(key, key), None) for key in DEFAULTS}
+    values.update({key: value for key, value in given.items() if value is not None})
     make_dataset = getattr(target.module, "train_dataset", None)
     if not callable(make_dataset):
         raise DpcheckError("the file defines no train_dataset()", where=path, next=_HOW_DATASET)
@@ -87,6 +106,9 @@ def settings_of(target: Target, options: argparse.Namespace) -> Settings:
         dataset = make_dataset()
     settings = Settings(
         **values,
+        secure=getattr(options, "train_secure", False),
+        ledger=getattr(options, "train_ledger", None),
+        certificate=getattr(options, "train_certificate", None),
         seed=options.seed,
         baseline=not options.no_baseline,
         dataset=map_style(dataset),
@@ -126,8 +148,9 @@ def _refuse_unreachable(settings: Settings) -> None:
             steps=None,
             physical_batch_size=None,
             seed=settings.seed,
-            secure=False,
+            secure=settings.secure,
             unit=settings.unit,
+            clipping=settings.clipping,
         )
     except DpcheckError as error:
         option = _OPTIONS.get(error.where or "")

@@ -22,6 +22,7 @@ The file is run: check only files that you trust.
   dpcheck model.py                              findings; exit 1 if there are any
   dpcheck model.py:make_model                   a certain model of the file
   dpcheck model.py --fix --unsafe-fixes --train fix, verify, train privately
+  dpcheck train model.py --help                 train privately, with more to choose than --train has
   dpcheck plan model.py                         how norms and clipped sums are computed, and what they cost
   dpcheck verify model.py                       per-sample gradients against references, parameter by parameter
   dpcheck audit model.py                        attacks the engine with your model: sensitivity, noise, sampling
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--diff", action="store_true", help="show what --fix would write, and stop")
     p.add_argument("--batch-norm-to", choices=get_args(BatchNormTo), help=_BATCH_NORM)
     p.add_argument("--verify", action="store_true", help="compare per-sample gradients with references")
+    p.add_argument("--certificate", metavar="PATH", help="verify, and write what was found for training to demand")
     p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
     add_format(p, *FORMATS)
     p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
@@ -100,6 +102,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise DpcheckError(
             f"--format {options.format} is of the findings alone; no --fix, --diff, --verify, --train or --show",
             next="leave the others out, or use --format json",
+        )
+    if options.certificate and (options.fix or options.diff or options.train or options.format in FORMATS):
+        raise DpcheckError(
+            "--certificate is of the file as it is; no --fix, --diff, --train, nor a format of the findings alone",
+            next="fix first; then certify; then dpcheck train FILE --certificate PATH",
         )
     if options.output_file and options.format == "full":
         raise DpcheckError("--output-file needs a format other than full", next="add --format json, say")
