@@ -10,7 +10,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.adaptive import next_norm
 from dpcheck.engine.admission import loaded_norm, opened, refuse_ledger
