@@ -22,7 +22,7 @@ from dpcheck.ignores.baseline import write as write_baseline
 from dpcheck.ignores.marking import Ignores, comments_of_project
 from dpcheck.ignores.sources import ignores_of
 from dpcheck.options.base import CLEAN, FINDINGS
-from dpcheck.private_run import train
+from dpcheck.private_run import budget_of, train
 from dpcheck.project import options_of
 from dpcheck.report import counted, documents, full, source, tables, terminal
 from dpcheck.rewrite.apply import apply
@@ -226,6 +226,8 @@ class _Run:
         self.progress.rule("train", style="dim")
         outcome = train(target, model, settings, self.progress)
         self.document["train"] = outcome
+        if self.options.format == "html":
+            self.document["budget"] = budget_of(settings)
         self.progress.rule("result", style="dim")
         self.out.print(escape(outcome.statement))
         tables.show_outcome(self.out, outcome)

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from dpcheck.budget import Budget, planned
 from dpcheck.config import REPORTS, Settings
 from dpcheck.engine.sampling import Loader
 from dpcheck.engine.trainer import PrivacyEngine
@@ -80,6 +81,19 @@ def train(target: Target, model: nn.Module, settings: Settings, console: Console
         baseline = _evaluate(target, twin, settings)
     epsilon = float("inf") if s.seed is not None else engine.epsilon().upper
     return Outcome(epsilon, s.delta, engine.report(), private, baseline)
+
+
+def budget_of(settings: Settings) -> Budget | None:
+    """What the run costs over its steps; ``None`` with a seed, which is not private."""
+    if settings.seed is not None:
+        return None
+    return planned(
+        dataset_size=len(settings.dataset),
+        batch_size=settings.batch_size,
+        delta=settings.delta,
+        epochs=settings.epochs,
+        target_epsilon=settings.epsilon,
+    )
 
 
 def _plainly(target: Target, model: nn.Module, settings: Settings, steps: int) -> None:

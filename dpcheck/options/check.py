@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--verify", action="store_true", help="compare per-sample gradients with references")
     p.add_argument("--certificate", metavar="PATH", help="verify, and write what was found for training to demand")
     p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
-    add_format(p, *FORMATS)
+    add_format(p, *FORMATS, "html")
     p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
     p.add_argument("--traceback", action="store_true", help="print the traceback of errors")
     add_timeout(p)
@@ -93,9 +93,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise DpcheckError("--unsafe-fixes has no effect without --fix or --diff", next="add --fix")
     if options.batch_norm_to and not (options.fix or options.diff):
         raise DpcheckError("--batch-norm-to has no effect without --fix or --diff", next="add --fix --unsafe-fixes")
-    if options.diff and (options.fix or options.train or options.verify or options.format == "json"):
+    if options.diff and (options.fix or options.train or options.verify or options.format in ("json", "html")):
         raise DpcheckError(
-            "--diff only shows what would change; it excludes --fix, --train, --verify and --format json",
+            "--diff only shows what would change; it excludes --fix, --train, --verify and --format json or html",
             next="leave --diff out, or leave the others out",
         )
     if options.format in FORMATS and (options.fix or options.diff or options.train or options.verify or options.show):

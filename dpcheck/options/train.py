@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--certificate", metavar="PATH", help="train nothing but what this certificate is of")
     p.add_argument("--no-baseline", action="store_true", help="do not also train without privacy to show its cost")
     p.add_argument("--save", metavar="PATH", help="write the trained weights (a state_dict)")
-    p.add_argument("--format", choices=["full", "json"], default="full", help="of what is printed (full)")
+    p.add_argument("--format", choices=["full", "json", "html"], default="full", help="of what is printed (full)")
     p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
     p.add_argument("--quiet", "-q", action="store_true", help="print results and errors only")
     return p

@@ -40,7 +40,8 @@ def _rendered(document: Mapping[str, Any], format: str) -> str:
         return json.render(document)
     # A format that nobody asked for is not loaded.
     module = importlib.import_module(f"dpcheck.report.{format}")
-    text: str = module.render(document["check"], document["target"])
+    whole = format == "html"
+    text: str = module.render(document) if whole else module.render(document["check"], document["target"])
     return text
 
 
