@@ -10,7 +10,9 @@ from dpcheck.options import check
 from dpcheck.options.base import for_a_file
 
 # Options of the same name that ``dpcheck FILE --train`` has; the rest is of this command alone.
-_SHARED = ("epsilon", "delta", "epochs", "batch_size", "max_grad_norm", "lr", "seed", "save", "format", "output_file")
+_SHARED = (
+    "epsilon", "delta", "epochs", "batch_size", "max_grad_norm", "lr", "seed", "save", "report", "format", "output_file",
+)  # fmt: skip
 _SHARED_FLAGS = ("no_baseline", "quiet", "traceback")
 
 
@@ -33,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--certificate", metavar="PATH", help="train nothing but what this certificate is of")
     p.add_argument("--no-baseline", action="store_true", help="do not also train without privacy to show its cost")
     p.add_argument("--save", metavar="PATH", help="write the trained weights (a state_dict)")
+    p.add_argument("--report", metavar="PATH", help="write the statement of the guarantee: .html, .json or .txt")
     p.add_argument("--format", choices=["full", "json", "html"], default="full", help="of what is printed (full)")
     p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
     p.add_argument("--quiet", "-q", action="store_true", help="print results and errors only")
