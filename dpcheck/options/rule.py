@@ -22,8 +22,16 @@ def main(arguments: Sequence[str]) -> int:
     p = command("rule", "What a rule finds, why, and what to use instead.")
     p.add_argument("code", nargs="?", help="such as DP101 or batch-norm")
     p.add_argument("--all", action="store_true", help="list all rules")
+    p.add_argument("--markdown", metavar="DIR", help="with --all: write a page for each into this folder")
     options = p.parse_args(arguments)
+    if options.markdown is not None and not options.all:
+        raise DpcheckError("--markdown has no effect without --all", next="dpcheck rule --all --markdown DIR")
     console = Console(highlight=False, emoji=False)
+    if options.markdown is not None:
+        from dpcheck.rule_pages import write_pages
+
+        console.print(f"{len(write_pages(RULES, options.markdown))} pages written to {options.markdown}", markup=False)
+        return CLEAN
     if options.all:
         for rule in sorted(RULES, key=lambda r: r.code):
             console.print(f"[bold]{rule.code}[/] {rule.name}: {rule.summary()}", soft_wrap=True)

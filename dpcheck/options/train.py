@@ -11,7 +11,8 @@ from dpcheck.options.base import for_a_file
 
 # Options of the same name that ``dpcheck FILE --train`` has; the rest is of this command alone.
 _SHARED = (
-    "epsilon", "delta", "epochs", "batch_size", "max_grad_norm", "lr", "seed", "save", "report", "format", "output_file",
+    "epsilon", "delta", "epochs", "batch_size", "max_grad_norm", "lr", "seed", "save", "report", "format",
+    "output_file",
 )  # fmt: skip
 _SHARED_FLAGS = ("no_baseline", "quiet", "traceback")
 
