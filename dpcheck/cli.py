@@ -17,7 +17,7 @@ from dpcheck.supervise import supervised
 __all__ = ["CLEAN", "ERROR", "FINDINGS", "main"]
 
 # Each is a module of dpcheck.options with a function main(arguments) -> exit code.
-COMMANDS = ("rule", "plan", "verify", "audit", "explain", "train", "budget")
+COMMANDS = ("rule", "plan", "verify", "audit", "explain", "train", "budget", "completion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -132,3 +132,8 @@ def test_examples_in_python_run(page: Path, tmp_path: Path, monkeypatch: pytest.
         for name, value in names.items():
             if name.startswith("test_"):
                 value()
+
+
+def test_the_readme_has_every_rule() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"docs/rules/(DP\d+)\.md", text)) == {rule.code for rule in RULES}

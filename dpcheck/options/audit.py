@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from dpcheck.options.base import add_format, for_a_file
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run it; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     what = "Attacks the engine with the file's model and records, and compares what is released with what is claimed."
     p = for_a_file("audit", what)
     p.add_argument("--epsilon", type=float, metavar="E", help="of the claim (the file's, or 8)")
@@ -20,7 +21,12 @@ def main(arguments: Sequence[str]) -> int:
     p.add_argument("--long", action="store_true", help="more of everything, and the whole run: for a release")
     add_format(p)
     p.set_defaults(lr=None, seed=None, no_baseline=True, save=None)
-    options = p.parse_args(arguments)
+    return p
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it; returns the exit code."""
+    options = parser().parse_args(arguments)
     from dpcheck.audit_command import run
 
     return run(options)

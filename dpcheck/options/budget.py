@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from dpcheck.options.base import add_format, command
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run it; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     p = command("budget", "What a run would spend, or what a ledger's steps have spent.")
     p.add_argument("--dataset-size", type=int, metavar="N", help="records, or users")
     p.add_argument("--batch-size", type=int, metavar="B", help="expected; a record is drawn at rate B / N (256)")
@@ -21,7 +22,12 @@ def main(arguments: Sequence[str]) -> int:
     p.add_argument("--ledger", metavar="PATH", help="what its steps have spent, in the place of a plan")
     p.add_argument("--svg", metavar="PATH", help="write both curves")
     add_format(p)
-    options = p.parse_args(arguments)
+    return p
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it; returns the exit code."""
+    options = parser().parse_args(arguments)
     from dpcheck.budget_command import run
 
     return run(options)

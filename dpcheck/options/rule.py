@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,15 +16,20 @@ if TYPE_CHECKING:
     from dpcheck.registry import Rule
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run it; returns the exit code."""
-    from dpcheck.rules import RULES, by_code
-
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     p = command("rule", "What a rule finds, why, and what to use instead.")
     p.add_argument("code", nargs="?", help="such as DP101 or batch-norm")
     p.add_argument("--all", action="store_true", help="list all rules")
     p.add_argument("--markdown", metavar="DIR", help="with --all: write a page for each into this folder")
-    options = p.parse_args(arguments)
+    return p
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it; returns the exit code."""
+    from dpcheck.rules import RULES, by_code
+
+    options = parser().parse_args(arguments)
     if options.markdown is not None and not options.all:
         raise DpcheckError("--markdown has no effect without --all", next="dpcheck rule --all --markdown DIR")
     console = Console(highlight=False, emoji=False)
