@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dpcheck.budget import Budget, planned
 from dpcheck.config import REPORTS, Settings
+from dpcheck.engine.checkpoint import write_state
 from dpcheck.engine.sampling import Loader
 from dpcheck.engine.trainer import PrivacyEngine
 from dpcheck.errors import DpcheckError
@@ -68,7 +69,7 @@ def train(target: Target, model: nn.Module, settings: Settings, console: Console
     )
     engine.fit(progress=not console.quiet)
     if settings.save is not None:
-        torch.save(model.state_dict(), settings.save)
+        write_state(settings.save, model.state_dict())
         console.print(f"weights written to {settings.save}")
     if settings.report is not None:
         write(settings.report, engine.report(REPORTS[settings.report.suffix]) + "\n", "--report")

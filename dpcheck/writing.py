@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+
+from dpcheck.errors import DpcheckError
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -35,6 +37,30 @@ def replace(path: Path, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Put ``content`` at the end of a file, and force it to disk before this returns.
+
+    Raises:
+        DpcheckError: if that cannot be done; the file is then as long as it was.
+    """
+    before = path.stat().st_size if path.exists() else None
+    try:
+        with path.open("ab", buffering=0) as file:
+            written = file.write(content)
+            if written != len(content):
+                raise OSError(f"{written} of {len(content)} bytes were written")
+            os.fsync(file.fileno())
+    except OSError as error:
+        # What follows a piece of a line would make both unreadable.
+        with contextlib.suppress(OSError):
+            os.truncate(path, before or 0)
+        raise DpcheckError(
+            f"{path} cannot be written: {error.strerror or error}",
+            where=str(path),
+            next="make room on the disk; no step was taken",
+        ) from error
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpcheck.engine import accounting
     from dpcheck.engine.auditing.audit import audit
+    from dpcheck.engine.checkpoint import load_checkpoint, save_checkpoint
     from dpcheck.engine.clipped import Clipped
     from dpcheck.engine.clipping import Clipper, clipped_grads
     from dpcheck.engine.declared import Sampler, register_site
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptiveQuantile", "Automatic", "Clipped", "Clipper", "Flat", "PerGroup", "PerLayer", "Sampler", "accounting",
-    "audit", "clipped_grads", "per_sample_grads", "register_site",
+    "audit", "clipped_grads", "load_checkpoint", "per_sample_grads", "register_site", "save_checkpoint",
 ]  # fmt: skip
 
 _HOMES = {
@@ -33,8 +34,10 @@ _HOMES = {
     "Sampler": "declared",
     "audit": "auditing.audit",
     "clipped_grads": "clipping",
+    "load_checkpoint": "checkpoint",
     "per_sample_grads": "per_sample",
     "register_site": "declared",
+    "save_checkpoint": "checkpoint",
 }
 
 

@@ -19,6 +19,7 @@ from dpcheck.engine.accounting import Bounds, Phase, epsilon_of
 from dpcheck.engine.step_record import StepRecord, adjacency_of, check_record, is_whole
 
 from dpcheck.errors import DpcheckError
+from dpcheck.writing import append_whole
 
 VERSION = 2
 # Of each version, the fields that its steps may have beside those of version 1.
@@ -77,17 +78,15 @@ class Ledger:
         """Adds ``count`` steps; they are on disk when this returns, if there is a path.
 
         Raises:
-            DpcheckError: for a step that :meth:`epsilon` could not account for: nothing is added then.
+            DpcheckError: for a step that :meth:`epsilon` could not account for, and if the file cannot be written, as
+                on a full disk: nothing is added then.
         """
         check_record(record, "Ledger.append")
         adjacency_of([*self._first, record])
         if not is_whole(count):
             raise DpcheckError(f"a step of the ledger has count={count!r}", where="Ledger.append")
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write((json.dumps(_values(record)) + "\n") * count)
-                file.flush()
-                os.fsync(file.fileno())
+            append_whole(self.path, ((json.dumps(_values(record)) + "\n") * count).encode())
         self._add(record, count)
 
     def _add(self, record: StepRecord, count: int) -> None:

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--unsafe-fixes", action="store_true", help="audit what --fix --unsafe-fixes makes of the model")
     p.add_argument("--long", action="store_true", help="more of everything, and the whole run: for a release")
     add_format(p)
-    p.set_defaults(lr=None, seed=None, no_baseline=True, save=None)
+    p.set_defaults(lr=None, seed=None, no_baseline=True, save=None, report=None)
     return p
 
 

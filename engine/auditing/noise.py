@@ -27,16 +27,20 @@ def check_noise(subject: Subject, base: Sums, effort: Effort) -> list[Check]:
     sizes = {name: len(values) for name, values in base.items()}
     wanted = effort.coordinates // sum(sizes.values()) + 1
     repeats = max(_FEWEST, min(_MOST, wanted))
-    engine = subject.engine(subject.pool(), subject.claim.noise_multiplier)
     noises, ledger = [], []
     for i in range(repeats):
+        if i in (0, repeats // 2):  # a second run, whose noise must be its own
+            engine = subject.engine(subject.pool(), subject.claim.noise_multiplier)
         slots = [] if i % 2 else list(range(subject.count))
         torch.manual_seed(0)
         before = engine.optimizer.taken, engine.ledger.steps()
         sums = released(engine, slots)
-        ledger.append((engine.optimizer.taken - before[0], engine.ledger.steps() - before[1]))
         record = engine.ledger.entries[-1][0]
         std = record.noise_multiplier * record.max_grad_norm
+        # A step that is recorded as one without noise is none of those that are claimed.
+        counted = engine.ledger.steps() - before[1] if std else 0
+        ledger.append((engine.optimizer.taken - before[0], counted))
+        std = std or subject.claim.noise_multiplier * subject.claim.max_grad_norm
         rest = {name: values - base[name] if slots else values for name, values in sums.items()}
         noises.append({name: values.numpy() / std for name, values in rest.items()})
     return _judged(noises, sizes, ledger)
@@ -104,7 +108,7 @@ def _steps_apart(noises: list[dict[str, Floats]], sizes: dict[str, int]) -> Chec
         p, count = correlation(r, sizes[name]), count + len(r)
         if p.min() < least:
             least, where = float(p.min()), f"largest correlation {r[p.argmin()]:.4f}, in {name}"
-    return judged("noise", "no noise is used in two steps", least * max(count, 1), where)
+    return judged("noise", "no noise is used in two steps or runs", least * max(count, 1), where)
 
 
 def _parameters_apart(noises: list[dict[str, Floats]], sizes: dict[str, int]) -> Check:
@@ -143,8 +147,10 @@ def _places_apart(noises: list[dict[str, Floats]]) -> Check:
 
 
 def _cosines(gram: Any) -> Floats:
+    # What has no length is no noise, and as good as equal.
     lengths = np.sqrt(np.diag(gram))
-    return np.asarray(np.nan_to_num(gram / np.outer(lengths, lengths), nan=1.0))
+    products = np.outer(lengths, lengths)
+    return np.asarray(np.divide(gram, products, out=np.ones_like(products), where=products > 0))
 
 
 def _cosine(a: Floats, b: Floats) -> float:

@@ -1,0 +1,1 @@
+"""Faults on purpose. Each is one small patch; :mod:`detectors` has to catch every one."""
