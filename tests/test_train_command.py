@@ -119,3 +119,4 @@ def test_a_certificate_of_a_mixing_model_says_so(write, capsys) -> None:
     made = Certificate.load("cert.json")
     assert not made.valid and any("DP101" in reason for reason in made.reasons)
     assert main([path, "--certificate", "cert.json", "--fix"]) == ERROR
+    assert main([path, "--certificate", "no/such/cert.json"]) == ERROR

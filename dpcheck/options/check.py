@@ -9,7 +9,7 @@ from typing import get_args
 from dpcheck import __version__
 from dpcheck.diagnostic import BatchNormTo
 from dpcheck.errors import DpcheckError
-from dpcheck.options.base import Parser, add_format, add_timeout
+from dpcheck.options.base import Parser, add_format, add_timeout, refuse_unwritable
 from dpcheck.options.ignoring import add_ignoring, refuse_conflicts
 
 # Of the findings alone; each is a module of dpcheck.report.
@@ -108,6 +108,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             "--certificate is of the file as it is; no --fix, --diff, --train, nor a format of the findings alone",
             next="fix first; then certify; then dpcheck train FILE --certificate PATH",
         )
+    if options.certificate:
+        refuse_unwritable(options.certificate, "--certificate")
     if options.output_file and options.format == "full":
         raise DpcheckError("--output-file needs a format other than full", next="add --format json, say")
     refuse_conflicts(options)
