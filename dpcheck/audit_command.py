@@ -50,6 +50,8 @@ def _run(options: argparse.Namespace, document: dict[str, Any], *, quiet: bool) 
         epochs=settings.epochs,
         collate_fn=settings.collate,
         unit=settings.unit,
+        clipping=settings.clipping,
+        secure=settings.secure,
         thorough=options.long,
     )
     document |= {"ok": found.ok, "audit": found}
