@@ -37,7 +37,7 @@ def _run(options: argparse.Namespace, document: dict[str, Any], *, quiet: bool) 
     document |= {"target": str(target.path), "symbol": target.symbol, "ok": False}
     if any(not d.code.startswith("DP9") for d in report.diagnostics) or report.method == "none":
         document["check"] = report
-        full.show(console, report, f"{target.path}:{target.symbol}")
+        full.show(console, report, target.name)
         return FINDINGS
     found = audit(
         model,

@@ -8,10 +8,8 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from rich.console import Console
-
 from dpcheck.errors import DpcheckError
-from dpcheck.options.base import CLEAN, ERROR, FINDINGS, time_limit
+from dpcheck.options.base import CLEAN, ERROR, FINDINGS, complain, time_limit
 from dpcheck.supervise import supervised
 
 __all__ = ["CLEAN", "ERROR", "FINDINGS", "main"]
@@ -33,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = import_module(f"dpcheck.options.{arguments[0] if named else 'check'}")
         return int(command.main(arguments[named:]))
     except DpcheckError as error:
-        _complain(error, arguments)
+        complain(error, arguments)
     except BrokenPipeError:
         # The reader has gone; without this the interpreter complains again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,18 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             where=f"{frame.filename}:{frame.lineno}",
             next="run it again with --traceback and report what it prints",
         )
-        _complain(internal, arguments)
+        complain(internal, arguments)
     return ERROR
 
 
 def _runs_no_target(arguments: Sequence[str]) -> bool:
     asks = any(a in ("-h", "--help", "--version") for a in arguments)
     return asks or (bool(arguments) and arguments[0] in ("rule", "budget", "completion"))
-
-
-def _complain(error: DpcheckError, arguments: list[str]) -> None:
-    console = Console(stderr=True, highlight=False, emoji=False)
-    if "--traceback" in arguments:
-        console.print(traceback.format_exc(), markup=False, soft_wrap=True)
-    console.print("[bold red]error:[/]", end=" ")
-    console.print("\n".join(error.lines()), markup=False, soft_wrap=True)

@@ -56,7 +56,7 @@ class _Run:
 
     def all(self) -> int:
         self._recover()
-        options, target = self.options, self._with_losses(load(self.options.target))
+        options, target = self.options, self._with_losses(self._load())
         settings = settings_of(target, options) if options.train else None
         model, report = target.model, self._check(target)
         ok, passes = report.ok, report.passes
@@ -71,6 +71,7 @@ class _Run:
         elif options.write_baseline:
             passes = self._write_baseline(report)
         self.document |= {"target": str(target.path), "symbol": target.symbol, "ok": ok, "passes": passes}
+        self.document["guessed"] = target.guessed
         if options.verify or settings is not None:
             if not _trainable(report):
                 self._refuse(report)
@@ -79,7 +80,7 @@ class _Run:
         if settings is not None:
             self._train(target, model, settings)
         if options.certificate:
-            ok = self._certify(target, options.certificate)
+            passes = self._certify(target, options.certificate) and passes
         if options.diff and self.loss:
             passes = False  # the file as it is cannot be trained
         return CLEAN if passes or options.exit_zero else FINDINGS
@@ -87,6 +88,8 @@ class _Run:
     def _recover(self) -> None:
         """After a --fix that was killed while it wrote, the files as they were before it."""
         path = file_of(self.options.target)
+        if path is None:
+            return
         if self.options.fix:
             for file in recover(path):
                 self.progress.print(f"{escape(str(file))} is put back: an earlier --fix was killed while it wrote")
@@ -94,6 +97,23 @@ class _Run:
             self.progress.print(
                 f"[yellow]half fixed[/] {escape(str(path))}: a --fix runs, or was killed; --fix undoes it"
             )
+
+    def _load(self) -> Target:
+        options = self.options
+        target = load(options.target, options.input)
+        if target.guessed and (options.train or options.certificate):
+            raise DpcheckError(
+                "nothing is trained on a guessed loss, nor certified",
+                target.name,
+                "write loss_fn(model, batch) in a file",
+            )
+        if not target.writable and (options.diff or (options.fix and not options.verify)):
+            raise DpcheckError(
+                "fixes are written for model.py or model.py:SYMBOL only",
+                target.name,
+                "name the file, or fix a copy in memory: --fix --verify",
+            )
+        return target
 
     def _with_losses(self, target: Target) -> Target:
         """The target, with one loss per sample where ``loss_fn`` returns their mean and can be changed."""
@@ -112,10 +132,11 @@ class _Run:
         return self.loss.target
 
     def _check(self, target: Target) -> Report:
-        options, name = self.options, f"{target.path}:{target.symbol}"
+        options, name = self.options, target.name
         ignores = ignores_of(options, name, target.path)
         with terminal(stderr=True, quiet=options.quiet).status(f"checking {escape(name)}"):  # seen on a terminal only
             report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
+            report = replace(report, notes=(*target.notes, *report.notes))
         self.ignores = replace(ignores, comments=comments_of_project(target.path, report))
         self.document["check"] = report = self.ignores.marked(report)
         full.show(self.out, report, name, brief=options.quiet, counts=options.statistics, all=options.verbose)
@@ -129,9 +150,10 @@ class _Run:
     def _write_baseline(self, report: Report) -> bool:
         assert self.ignores is not None
         path = Path(self.options.write_baseline)
+        folder = Path(self.options.baseline_folder or path.parent)
         known = [d for d in report.diagnostics if d.ignored is None or d.ignored.by == "baseline"]
-        write_baseline(path, entries_of(known, self.ignores.target, self.ignores.file, path.parent))
-        self.progress.print(f"{counted(known)} written to {escape(str(path))}; the verdict stays what it is")
+        write_baseline(path, entries_of(known, self.ignores.target, self.ignores.file, folder))
+        self.progress.print(f"{counted(known)} written to the baseline; the verdict stays what it is")
         return True
 
     def _fix(self, target: Target) -> tuple[nn.Module, Report, bool, bool]:

@@ -24,7 +24,7 @@ def run(text: str) -> int:
     target, console = load(text), terminal()
     report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
     if report.method == "none":
-        full.show(console, report, f"{target.path}:{target.symbol}")
+        full.show(console, report, target.name)
         return FINDINGS
     start = time.perf_counter()
     loss_fn, batch = adapted(target.unit, target.loss_fn, target.batch)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import inspect
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from dpcheck.blame import blaming as blaming
 from dpcheck.errors import DpcheckError
+from dpcheck.finding import built, called, find
+from dpcheck.libraries import build
+from dpcheck.naming import FORMS, Named, named
+from dpcheck.report.places import short
 from dpcheck.rewrite.construction import Built, Calls
-from dpcheck.source import location_of
+from dpcheck.samples import GuessedLoss, Sample, of_model, of_options
 from dpcheck.supervised import refuse_copies
 from dpcheck.unit import Unit
 
-NAMES = ("model", "create_model", "make_model", "build_model", "net")
-_HOW_MODEL = """add this to the file, or name the model: dpcheck {path}:SYMBOL
-
-    def make_model():
-        return MyModel()"""
 _HOW_LOSS = """add this to the file:
 
     def loss_fn(model, batch):
@@ -33,7 +33,9 @@ _HOW_LOSS = """add this to the file:
 _HOW_BATCH = """add this to the file, with a few samples on axis 0 of every tensor:
 
     def sample_batch():
-        return torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))"""
+        return torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
+
+or say what the inputs are: --input x:Bx3x32x32"""
 
 _HOW_UNIT = """write unit = dpcheck.Unit(axes=1), say, or give the variable another name"""
 
@@ -51,6 +53,9 @@ class Target:
         unit: what one sample of the batch is, if the file says so.
         module: the loaded module, for what training needs.
         built: the calls that built every module, innermost first, by path.
+        writable: whether source fixes can be written for it: a file and a symbol without arguments.
+        notes: what a reader of the verdict must know about inputs and loss.
+        guessed: whether the loss is a guess.
     """
 
     path: Path
@@ -61,61 +66,112 @@ class Target:
     unit: Unit | None
     module: ModuleType
     built: Mapping[str, Calls]
+    writable: bool = False
+    notes: tuple[str, ...] = ()
+    guessed: bool = False
+
+    @property
+    def name(self) -> str:
+        """For people: ``model.py:symbol``, or a library's model."""
+        return f"{self.path}:{self.symbol}" if self.symbol else str(self.path)
 
 
-def load(text: str) -> Target:
-    """Load ``model.py`` or ``model.py:symbol``. This runs the file.
+def load(text: str, inputs: Sequence[str] = ()) -> Target:
+    """Load a target: ``model.py``, ``model.py:symbol``, ``package.module:factory(8)``, ``hf:DIR`` or ``timm:NAME``.
+
+    This runs the file.
+
+    Args:
+        text: the target.
+        inputs: what ``--input`` says; in the place of ``sample_batch()``.
 
     Raises:
         DpcheckError: for each thing that is missing or wrong, with what to add.
     """
-    path, symbol = _split(text)
-    built = Built()
-    with built.noting():
-        module = _import(path)
-        name, found = _find(module, path, symbol)
-        model = _build(name, found, path)
-    loss_fn = getattr(module, "loss_fn", None)
-    if not callable(loss_fn):
-        raise DpcheckError("the file defines no loss_fn(model, batch)", where=str(path), next=_HOW_LOSS)
+    what = named(text)
+    given = of_options(inputs) if inputs else None
+    if what.kind in ("hf", "timm"):
+        path = Path(f"{what.kind}:{what.place}")
+        model, sample = build(what)
+        return _guessed(Target(path, "", model, _no_loss, None, None, ModuleType("library"), {}), given or sample)
+    calls = Built()
+    with calls.noting():
+        module, path = _module_of(what)
+        name, found = find(module, path, what.symbol)
+        model = called(name, found, path, what)
+    symbol = name if not what.call else text[text.index(f":{name}") + 1 :]
+    loss_fn, makes_batch = getattr(module, "loss_fn", None), any(hasattr(module, n) for n in ("sample_batch", "batch"))
     unit = getattr(module, "unit", None)
     if unit is not None and not isinstance(unit, Unit):
         raise DpcheckError(f"unit is a {type(unit).__name__}, not a dpcheck.Unit", f"{path}:unit", _HOW_UNIT)
-    return Target(path, name, model, loss_fn, _batch(module, path), unit, module, built.of(model))
+    target = Target(
+        path, symbol, model, _no_loss, None, unit, module, calls.of(model), what.kind == "file" and not what.call
+    )
+    sample = given if given is not None or makes_batch else of_model(model)
+    if not callable(loss_fn):
+        if sample is None or makes_batch:
+            raise DpcheckError("the file defines no loss_fn(model, batch)", where=str(path), next=_HOW_LOSS)
+        return _guessed(target, sample)
+    batch = _batch(module, path) if sample is None else sample.batch
+    mark = "GUESS: " if sample is not None and sample.guessed else ""
+    notes = () if sample is None else (f"{mark}the sample batch comes from {sample.origin}",)
+    return replace(target, loss_fn=loss_fn, batch=batch, notes=notes)
+
+
+def _guessed(target: Target, sample: Sample | None) -> Target:
+    """With a guessed loss, which is called one."""
+    if sample is None:
+        raise DpcheckError("nothing says what the inputs are", str(target.path), "--input x:Bx3x32x32, say")
+    of = "a guess from" if sample.guessed else "given by"
+    return replace(
+        target,
+        loss_fn=GuessedLoss(),
+        batch=dict(sample.tensors),
+        notes=(
+            f"GUESS: the loss is a guess ({GuessedLoss.words}) and the inputs are {of} {sample.origin}: the verdict is "
+            "about these, and not about the loss that you train with",
+        ),
+        guessed=True,
+    )
+
+
+def _no_loss(model: Any, batch: Any) -> Any:
+    raise NotImplementedError("a target without a loss")
 
 
 def load_model(path: Path, symbol: str) -> nn.Module:
     """The model alone, from a new run of the file."""
-    return _build(symbol, getattr(_import(path), symbol), path)
+    return built(symbol, getattr(_import(path), symbol), path)
 
 
-def file_of(text: str) -> Path:
-    """The file of ``model.py[:symbol]``.
+def file_of(text: str) -> Path | None:
+    """The file of ``model.py[:symbol]``; ``None`` for another kind of target.
 
     Raises:
-        DpcheckError: if there is none.
+        DpcheckError: if there is no such file, or the text names nothing.
     """
-    return _split(text)[0]
+    what = named(text)
+    return Path(what.place) if what.kind == "file" else None
 
 
-def _split(text: str) -> tuple[Path, str | None]:
-    head, colon, symbol = text.rpartition(":")
-    if colon and symbol.isidentifier() and head:
-        return _existing(head), symbol
-    return _existing(text), None
-
-
-def _existing(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir():
-        files = sorted(p.name for p in path.glob("*.py"))[:3]
-        hint = f"name one of its files, such as {path / files[0]}" if files else "name a Python file"
-        raise DpcheckError(f"{text} is a directory", next=hint)
-    if not path.exists():
-        raise DpcheckError(f"no such file: {text}", next="dpcheck path/to/model.py[:symbol]")
-    if path.suffix != ".py":
-        raise DpcheckError(f"{text} is not a Python file", next="dpcheck path/to/model.py[:symbol]")
-    return path
+def _module_of(what: Named) -> tuple[ModuleType, Path]:
+    """The module and its file. A module is imported from the working folder, too."""
+    if what.kind == "file":
+        return _import(Path(what.place)), Path(what.place)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    sys.dont_write_bytecode = True
+    try:
+        spec = importlib.util.find_spec(what.place)
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise DpcheckError(f"there is no module {what.place}", next=f"a target is {FORMS}")
+    path = Path(short(spec.origin))
+    with blaming(f"{what.place} raised while it was imported", path):
+        module = importlib.import_module(what.place)
+        refuse_copies()
+    return module, path
 
 
 def _import(path: Path) -> ModuleType:
@@ -137,104 +193,6 @@ def _import(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-@contextmanager
-def blaming(what: str, path: Path) -> Iterator[None]:
-    """Turns what the user's code raises inside into an error that says ``what`` and names the user's line.
-
-    Raises:
-        DpcheckError: for every exception, :class:`SystemExit` too.
-    """
-    try:
-        yield
-    except DpcheckError:
-        raise
-    except SyntaxError as error:
-        where = f"{error.filename}:{error.lineno}" if error.filename else str(path)
-        raise DpcheckError(
-            f"{error.filename or path} is not valid Python: {error.msg}",
-            where=where,
-            next=f"python -m py_compile {error.filename or path}",
-        ) from error
-    except (Exception, SystemExit) as error:
-        location = location_of(error.__traceback__)
-        raise DpcheckError(
-            f"{what}: {type(error).__name__}: {error}".rstrip(": "),
-            where=str(location) if location else str(path),
-            next="mend that line; --traceback shows the whole traceback",
-        ) from error
-
-
-def _find(module: ModuleType, path: Path, symbol: str | None) -> tuple[str, Any]:
-    if symbol is not None:
-        if not hasattr(module, symbol):
-            names = ", ".join(name for name, _ in _candidates(module)) or "none"
-            raise DpcheckError(
-                f"{path} defines no {symbol!r}", where=str(path), next=f"models that it does define: {names}"
-            )
-        return symbol, getattr(module, symbol)
-    for name in NAMES:
-        found = getattr(module, name, None)
-        if isinstance(found, nn.Module) or inspect.isfunction(found):
-            return name, found
-    candidates = _candidates(module)
-    instances = [c for c in candidates if isinstance(c[1], nn.Module)]
-    chosen = instances if instances else candidates
-    if not chosen:
-        raise DpcheckError(
-            f"{path} defines no model",
-            where=str(path),
-            next=_HOW_MODEL.format(path=path),
-        )
-    if len(chosen) > 1:
-        names = ", ".join(name for name, _ in chosen)
-        raise DpcheckError(
-            f"{path} defines several models: {names}",
-            where=str(path),
-            next=f"name the one to check: dpcheck {path}:{chosen[-1][0]}",
-        )
-    return chosen[0]
-
-
-def _candidates(module: ModuleType) -> list[tuple[str, Any]]:
-    """Instances of nn.Module, and classes defined in the file itself; each once, under its first name."""
-    found: dict[int, tuple[str, Any]] = {}
-    for name, value in vars(module).items():
-        own = inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.__name__
-        if own or isinstance(value, nn.Module):
-            found.setdefault(id(value), (name, value))
-    return list(found.values())
-
-
-def _build(name: str, found: Any, path: Path) -> nn.Module:
-    if isinstance(found, nn.Module):
-        return found
-    if not callable(found):
-        raise DpcheckError(
-            f"{name} is a {type(found).__name__}, not a model", where=f"{path}:{name}", next="name an nn.Module"
-        )
-    needed = [
-        p.name
-        for p in inspect.signature(found).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    if needed:
-        raise DpcheckError(
-            f"{name} needs arguments ({', '.join(needed)})",
-            where=f"{path}:{name}",
-            next=f"define `def make_model(): return {name}(...)` in {path.name}",
-        )
-    with blaming(f"{name}() raised", path):
-        model = found()
-        refuse_copies()
-    if not isinstance(model, nn.Module):
-        raise DpcheckError(
-            f"{name}() returned a {type(model).__name__}, not an nn.Module",
-            where=f"{path}:{name}",
-            next="return the model from it",
-        )
-    return model
 
 
 def _batch(module: ModuleType, path: Path) -> Any:

@@ -30,7 +30,7 @@ def _run(target: Target, document: dict[str, Any], *, quiet: bool) -> int:
     document |= {"target": str(target.path), "symbol": target.symbol, "ok": False}
     if report.method == "none":
         document["check"] = report
-        full.show(console, report, f"{target.path}:{target.symbol}")
+        full.show(console, report, target.name)
         return FINDINGS
     proof = verify(target.model, target.loss_fn, target.batch, unit=target.unit)
     document |= {"ok": proof.ok, "verify": proof}

@@ -235,7 +235,7 @@ BAD_OPTIONS = {
     "unsafe fixes of nothing": (["m.py", "--unsafe-fixes"], "no effect without --fix"),
     "an unknown option": (["m.py", "--bogus"], "unrecognized arguments: --bogus"),
     "an unknown rule": (["rule", "DP1O1"], "there is no rule 'DP1O1'"),
-    "nothing at all": ([], "arguments are required"),
+    "nothing at all": ([], "no target was named"),
 }
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
+
+from rich.console import Console
 
 from dpcheck.errors import DpcheckError
 from dpcheck.supervise import TIME_LIMIT
@@ -70,3 +73,12 @@ def refuse_unwritable(path: str, option: str) -> None:
     """
     if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise DpcheckError(f"no file can be written to {path}", option, "pass a path in a folder that exists")
+
+
+def complain(error: DpcheckError, arguments: Sequence[str]) -> None:
+    """Print an error, with the traceback of the one that is handled if ``--traceback`` is among the arguments."""
+    console = Console(stderr=True, highlight=False, emoji=False)
+    if "--traceback" in arguments:
+        console.print(traceback.format_exc(), markup=False, soft_wrap=True)
+    console.print("[bold red]error:[/]", end=" ")
+    console.print("\n".join(error.lines()), markup=False, soft_wrap=True)

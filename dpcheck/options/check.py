@@ -30,8 +30,13 @@ The file is run: check only files that you trust.
   dpcheck budget --help                         plans noise and steps for an epsilon, or reads a ledger
   dpcheck rule DP101                            what a rule finds and why; `dpcheck rule --all` lists them"""
 _TARGET = """\
-defines a model, loss_fn(model, batch) and sample_batch();
-unit = dpcheck.Unit(...) if a record is not one index of axis 0"""
+model.py or model.py:SYMBOL: defines a model, loss_fn(model, batch) and sample_batch();
+unit = dpcheck.Unit(...) if a record is not one index of axis 0.
+Also package.module:factory(8, deep=True), hf:DIR?num_hidden_layers=2 (a config.json), timm:NAME.
+None: the targets of [tool.dpcheck] in pyproject.toml, else model.py"""
+_INPUT = """\
+random inputs in the place of sample_batch(), such as x:Bx3x32x32 or ids:BxT:int64<30522,
+once for each; loss_fn gets the tensor, or a tuple of them. Without a loss_fn one is guessed, and called so"""
 _BATCH_NORM = """\
 what batch norm becomes (group, or what [tool.dpcheck] in pyproject.toml says);
 standardised: group norm after a convolution with standardised filters;
@@ -43,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``dpcheck model.py``."""
     form = argparse.RawTextHelpFormatter
     p = Parser("dpcheck", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=form, allow_abbrev=False)
-    p.add_argument("target", metavar="FILE[:SYMBOL]", help=_TARGET)
+    p.add_argument("targets", nargs="*", metavar="TARGET", help=_TARGET)
+    p.add_argument("--only", help=argparse.SUPPRESS)
+    p.add_argument("--baseline-folder", help=argparse.SUPPRESS)
+    p.add_argument("--input", action="append", default=[], metavar="NAME:SHAPE", help=_INPUT)
     p.add_argument("--version", action="version", version=f"dpcheck {__version__}")
     p.add_argument(
         "--fix", action="store_true", help="write fixes to your files; with --train or --verify, fix in memory"
@@ -119,6 +127,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Run it; returns the exit code."""
     options = parse(arguments)
+    from dpcheck import several
+
+    options.targets = several.chosen(options)
+    if len(options.targets) > 1:
+        if options.train or options.certificate or options.format == "html":
+            raise DpcheckError("--train, --certificate and --format html are of one target", next="name that one")
+        return several.run(options, arguments)
+    (options.target,) = options.targets
     from dpcheck.commands import run
 
     return run(options)

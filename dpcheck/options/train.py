@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in (*_SHARED_FLAGS, "fix", "unsafe_fixes"):
         same += [f"--{name.replace('_', '-')}"] if getattr(own, name) else []
     options = check.parse(same)
+    options.target = own.target
     for name in ("clipping", "secure", "ledger", "certificate"):
         setattr(options, f"train_{name}", getattr(own, name))
     from dpcheck.commands import run

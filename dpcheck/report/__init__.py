@@ -37,3 +37,8 @@ def ignored_in_words(report: Report) -> list[str]:
     """Such as ``2 DP101 batch-norm (baseline known.json)``, a line for each rule and what ignores it."""
     groups = Counter((d.code, d.name, str(d.ignored)) for d in report.ignored)
     return [f"{count} {code} {name} ({by})" for (code, name, by), count in groups.items()]
+
+
+def guess_of(report: Report) -> str | None:
+    """What was guessed to come to the verdict, if anything was; every format says so."""
+    return next((note for note in report.notes if note.startswith("GUESS")), None)

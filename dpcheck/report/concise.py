@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpcheck.diagnostic import Report
-from dpcheck.report import ignored_in_words, tally
+from dpcheck.report import guess_of, ignored_in_words, tally
 from dpcheck.report.places import place_of_finding
 
 
@@ -15,6 +15,7 @@ def render(report: Report, target: str) -> str:
         where = f"{at.path}:{at.line}" + (f":{at.column}" if at.column is not None else "")
         lines.append(f"{where}: {d.code} {_line(d.message)}")
     by = f": {', '.join(ignored_in_words(report))}" if report.ignored else ""
+    by += f"; {guess}" if (guess := guess_of(report)) else ""
     return "\n".join([*lines, f"{report.verdict}, {tally(report)}{_line(by)}"])
 
 

@@ -23,12 +23,26 @@ def printed(format: str = "json", path: str | None = None) -> Iterator[dict[str,
     Raises:
         DpcheckError: if the file cannot be written; before anything runs where that can be told.
     """
-    if path is not None and (Path(path).is_dir() or not Path(path).resolve().parent.is_dir()):
-        raise DpcheckError(f"no file can be written to {path}", "--output-file", "pass a path in a folder that exists")
+    if path is not None:
+        refuse_unwritable(path)
     document: dict[str, Any] = {}
     with contextlib.redirect_stdout(sys.stderr):
         yield document
-    text = _rendered(document, format)
+    emit(_rendered(document, format), path)
+
+
+def refuse_unwritable(path: str) -> None:
+    """Raise for a path of ``--output-file`` that cannot be written; before anything runs where that can be told.
+
+    Raises:
+        DpcheckError: naming it.
+    """
+    if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
+        raise DpcheckError(f"no file can be written to {path}", "--output-file", "pass a path in a folder that exists")
+
+
+def emit(text: str, path: str | None) -> None:
+    """Print a document, or write it to ``path``."""
     if path is None:
         print(text)
     else:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dpcheck.diagnostic import Diagnostic, Location, Report
-from dpcheck.report import ignored_in_words, tally
+from dpcheck.report import guess_of, ignored_in_words, tally
 from dpcheck.report.places import short
 
 _COLOURS = {"independent": "green", "mixing": "red", "unproven": "yellow"}
@@ -45,9 +45,9 @@ def show(
         show_counts(console, report)
     for diagnostic in () if counts else report.diagnostics if all else report.shown:
         show_diagnostic(console, diagnostic)
-    if brief and not report.ignored:
+    if brief and not report.ignored and guess_of(report) is None:
         return
-    for note in () if brief else report.notes:
+    for note in report.notes if not brief else filter(None, [guess_of(report)]):
         console.print(f"[dim]note: {escape(note)}[/]")
     colour = _COLOURS[report.verdict] if report.ok or report.verdict != "independent" else "yellow"
     console.print(f"{escape(subject)}: [bold {colour}]{report.verdict}[/]: {verdict_of(report)}")

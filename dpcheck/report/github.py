@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpcheck.diagnostic import Report
-from dpcheck.report import ignored_in_words
+from dpcheck.report import guess_of, ignored_in_words
 from dpcheck.report.places import place_of_finding, told
 
 
@@ -19,6 +19,7 @@ def render(report: Report, target: str) -> str:
         properties = ",".join(f"{name}={_property(str(value))}" for name, value in given.items())
         lines.append(f"::error {properties}::{_data(told(d))}")
     by = "".join(f"\nignored: {line}" for line in ignored_in_words(report))
+    by += f"\n{guess}" if (guess := guess_of(report)) else ""
     return "\n".join([*lines, f"::notice title=dpcheck::{_data(f'{target}: {report.verdict}{by}')}"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from dpcheck.diagnostic import Report
 from dpcheck.report.places import place_of_finding, told
@@ -27,3 +28,8 @@ def render(report: Report, target: str) -> str:
             }
         )
     return json.dumps(found, indent=2)
+
+
+def join(texts: Sequence[str]) -> str:
+    """One document of several."""
+    return json.dumps([entry for text in texts for entry in json.loads(text)], indent=2)

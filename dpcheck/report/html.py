@@ -11,7 +11,7 @@ from typing import Any
 from dpcheck import __version__
 from dpcheck.diagnostic import Diagnostic, Location, ParameterFact, Report
 from dpcheck.report import counted
-from dpcheck.report.full import METHOD, VERDICT
+from dpcheck.report.full import METHOD, verdict_of
 from dpcheck.report.places import place_of, short
 from dpcheck.report.tree import Branch, tree_of
 
@@ -75,7 +75,7 @@ def _text(value: Any) -> str:
 
 
 def _verdict(report: Report) -> str:
-    told = f"{VERDICT[report.verdict]}. {counted(report.diagnostics).capitalize()}; {METHOD[report.method]}."
+    told = f"{verdict_of(report)}. {counted(report.diagnostics).capitalize()}; {METHOD[report.method]}."
     return f'<p class="verdict {_CLASS[report.verdict]}"><b>{report.verdict}</b><br><span>{_text(told)}</span></p>'
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpcheck import __version__
@@ -42,3 +42,10 @@ def plain(value: Any) -> Any:
 
 def _fields(value: Any) -> dict[str, Any]:
     return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def join(texts: Sequence[str]) -> str:
+    """One document of several."""
+    results = [json.loads(text) for text in texts]
+    whole = {"schema": SCHEMA, "version": __version__, "ok": all(r["ok"] for r in results), "targets": results}
+    return json.dumps(whole, indent=2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from dpcheck.diagnostic import Report
+from dpcheck.report import guess_of
 from dpcheck.report.places import place_of_finding, told
 
 
@@ -25,7 +27,8 @@ def render(report: Report, target: str) -> str:
         failure = ElementTree.SubElement(case, "failure", {"message": _legal(d.message), "type": d.code})
         failure.text = _legal(told(d))
     if not found:
-        ElementTree.SubElement(suite, "testcase", {"name": report.verdict, "classname": target, "time": seconds})
+        name = "; ".join(filter(None, (report.verdict, guess_of(report))))
+        ElementTree.SubElement(suite, "testcase", {"name": name, "classname": target, "time": seconds})
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 
@@ -33,3 +36,14 @@ def render(report: Report, target: str) -> str:
 def _legal(text: str) -> str:
     """Without the control characters that XML has no way to write."""
     return "".join(c for c in text if c in "\t\n\r" or ord(c) >= 0x20)
+
+
+def join(texts: Sequence[str]) -> str:
+    """One document of several."""
+    roots = [ElementTree.fromstring(text) for text in texts]
+    total = {key: str(sum(int(r.get(key, "0")) for r in roots)) for key in ("tests", "failures", "errors", "skipped")}
+    seconds = sum(float(r.get("time", "0")) for r in roots)
+    whole = ElementTree.Element("testsuites", {"name": "dpcheck", **total, "time": f"{seconds:.3f}"})
+    whole.extend(suite for root in roots for suite in root)
+    ElementTree.indent(whole)
+    return ElementTree.tostring(whole, encoding="unicode", xml_declaration=True)

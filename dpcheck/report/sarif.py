@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,6 +11,7 @@ from urllib.parse import quote
 from dpcheck import __version__
 from dpcheck.diagnostic import Diagnostic, Report
 from dpcheck.registry import Rule
+from dpcheck.report import guess_of
 from dpcheck.report.places import Place, place_of, place_of_finding, told
 from dpcheck.report.prints import fingerprints
 from dpcheck.rules import RULES
@@ -42,7 +44,7 @@ def render(report: Report, target: str) -> str:
         "columnKind": "unicodeCodePoints",
         "originalUriBaseIds": {"ROOT": {"uri": Path.cwd().as_uri() + "/"}},
         "results": results,
-        "properties": {"target": target, "verdict": report.verdict, "method": report.method},
+        "properties": {"target": target, "verdict": report.verdict, "method": report.method, "guess": guess_of(report)},
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
 
@@ -75,3 +77,10 @@ def _location(at: Place) -> dict[str, Any]:
     artifact = {"uri": Path(at.path).as_uri()} if outside else {"uri": quote(at.path), "uriBaseId": "ROOT"}
     kept = {name: value for name, value in region.items() if value is not None}
     return {"physicalLocation": {"artifactLocation": artifact, "region": kept}}
+
+
+def join(texts: Sequence[str]) -> str:
+    """One document of several."""
+    documents = [json.loads(text) for text in texts]
+    whole = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run for d in documents for run in d["runs"]]}
+    return json.dumps(whole, indent=2)
