@@ -29,8 +29,10 @@ def build(target: Named) -> tuple[nn.Module, Sample | None]:
 def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise DpcheckError(f"{name} cannot be imported: {error}", next=f"pip install {name}") from error
+    except Exception as error:  # a library whose own parts do not fit each other raises anything
+        raise DpcheckError(
+            f"{name} cannot be imported: {type(error).__name__}: {error}", next=f"pip install {name}, or mend it"
+        ) from error
 
 
 def _timm(target: Named) -> tuple[nn.Module, Sample | None]:

@@ -69,7 +69,7 @@ def test_an_ignored_finding_exits_0_and_the_verdict_counts_it(
     assert "independent" not in out
 
 
-@pytest.mark.parametrize("fix", [[], ["--fix", "--unsafe-fixes"]])
+@pytest.mark.parametrize("fix", [[], ["--fix"]])
 def test_a_model_with_an_ignored_mixing_finding_is_not_trained(fix: list[str], run: Run) -> None:
     code, out, err = run("--ignore", "DP1", "--train", "--exit-zero", *fix)
     assert code == 1
