@@ -104,7 +104,7 @@ def _shape(noises: list[dict[str, Floats]]) -> Check:
 
 
 def _spacing(noises: list[dict[str, Floats]]) -> Check:
-    """Values on a coarse grid fall on each other; of 400,000 normal ones in float32, one in seven has a neighbour so near.
+    """Values on a coarse grid fall on each other; of 400,000 normal ones one in seven has a neighbour so near.
 
     Only of releases without records: taking a sum off blurs.
     """
