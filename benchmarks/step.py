@@ -82,7 +82,14 @@ def measure(row: int, methods: list[str], rounds: int, seconds: float, cpu: bool
                     del steps[name], times[name]
                 else:
                     times[name].append(clock() - begin)
-    return {"times": times, "peaks": {n: peak(s) for n, s in steps.items()}, "unable": unable, "wrong": wrong}
+    peaks = {}
+    for name, step in steps.items():
+        try:
+            peaks[name] = peak(step)
+        except RuntimeError as reason:
+            unable[name] = str(reason)[:150]
+            del times[name]
+    return {"times": times, "peaks": peaks, "unable": unable, "wrong": wrong}
 
 
 def in_process(row: int, methods: list[str], options: argparse.Namespace, reuse: bool) -> dict[str, Any]:
