@@ -175,7 +175,8 @@ class _Planner:
 
     def _needed(self, contributions: list[Contribution], buffers: list[str], again: list[fx.Node]) -> set[fx.Node]:
         roots = [self.capture.losses, *(self.capture.buffers_after[name] for name in buffers)]
-        roots += [source for node in again for source in node.all_input_nodes if source not in set(again)]
+        repeated = set(again)
+        roots += [source for node in again for source in node.all_input_nodes if source not in repeated]
         roots += [source for site in self.sites for source in site.sources]
         roots += [constant for c in contributions for constant in c.constants]
         seen: set[fx.Node] = set()
@@ -207,21 +208,23 @@ class _Planner:
         env: dict[fx.Node, fx.Node] = {self.capture.tangent: self.graph.call_function(torch.select, (factors, 1, 0))}
         storages = Second(again)
         for node in again:
-            env[node] = self.graph.node_copy(node, lambda n: env[n] if n in env else self.env[n])
+            env[node] = self._same(node, lambda n: env[n] if n in env else self.env[n])
             env[node].meta["val"] = storages.of(node.meta.get("val"))
-            if not node.kwargs:
-                env[node].target = _KERNELS.get(node.target, node.target)
         return {c.name: env[self._gradient(c)] for c in contributions}
 
     def _copy(self, node: fx.Node) -> fx.Node:
         """A node of the graph, without the outputs that are unclipped parameter gradients."""
-        made = self.graph.node_copy(node, self.env.__getitem__)
-        if not node.kwargs:
-            made.target = _KERNELS.get(node.target, node.target)
+        made = self._same(node, self.env.__getitem__)
         at = _MASKS.get(packet_of(node.target))
         if at is not None and self.steps[node].sums():
             mask = [i == 0 and bool(wanted) for i, wanted in enumerate(node.args[at])]  # type: ignore[arg-type]
             made.args = (*made.args[:at], mask, *made.args[at + 1 :])
+        return made
+
+    def _same(self, node: fx.Node, look: Callable[[fx.Node], fx.Node]) -> fx.Node:
+        made = self.graph.node_copy(node, look)
+        if not node.kwargs:
+            made.target = _KERNELS.get(node.target, node.target)
         return made
 
     def _values(self, site: Site) -> tuple[fx.Node, ...]:
