@@ -23,10 +23,7 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         0 if no check failed; 1 if one did, or if the model cannot be trained: its findings are then printed instead.
     """
-    if options.format == "full":
-        return _run(options, {}, quiet=False)
-    with documents.printed() as document:
-        return _run(options, document, quiet=True)
+    return documents.in_form(options.format, lambda document, quiet: _run(options, document, quiet=quiet))
 
 
 def _run(options: argparse.Namespace, document: dict[str, Any], *, quiet: bool) -> int:

@@ -16,10 +16,7 @@ from dpcheck.unit import adapted
 
 def run(text: str, name: str | None, form: str) -> int:
     """Print the explanation of ``name``, or of the losses; 0 whatever the answer is."""
-    if form == "full":
-        return _run(load(text), name, {}, quiet=False)
-    with documents.printed() as document:
-        return _run(load(text), name, document, quiet=True)
+    return documents.in_form(form, lambda document, quiet: _run(load(text), name, document, quiet=quiet))
 
 
 def _run(target: Target, name: str | None, document: dict[str, Any], *, quiet: bool) -> int:

@@ -16,6 +16,7 @@ from dpcheck.ignores import baseline
 from dpcheck.options.base import ERROR, complain, time_limit
 from dpcheck.report import documents, json
 from dpcheck.supervise import supervised
+from dpcheck.writing import refuse_unwritable
 
 Run = Callable[[Sequence[str], float | None], int]
 
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], run_one: Run = su
     entries: list[dict[str, Any]] = []
     codes: list[int] = []
     if options.output_file:
-        documents.refuse_unwritable(options.output_file)
+        refuse_unwritable(options.output_file, "--output-file")
     with tempfile.TemporaryDirectory(prefix="dpcheck-") as scratch:
         for i, target in enumerate(options.targets):
             out, known = Path(scratch, f"{i}.out"), Path(scratch, f"{i}.json")

@@ -18,10 +18,7 @@ def run(text: str, form: str) -> int:
         0 if all gradients are right; 1 if one is wrong, or if samples mix, so that there is none to verify: the
         findings are then printed instead.
     """
-    if form == "full":
-        return _run(load(text), {}, quiet=False)
-    with documents.printed() as document:
-        return _run(load(text), document, quiet=True)
+    return documents.in_form(form, lambda document, quiet: _run(load(text), document, quiet=quiet))
 
 
 def _run(target: Target, document: dict[str, Any], *, quiet: bool) -> int:

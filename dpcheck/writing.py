@@ -67,3 +67,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def refuse_unwritable(path: str, option: str) -> None:
+    """Raise for a path of ``option`` that cannot be written; before anything runs where that can be told.
+
+    Raises:
+        DpcheckError: for a folder, or a file in a folder that is not there.
+    """
+    if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
+        raise DpcheckError(f"no file can be written to {path}", option, "pass a path in a folder that exists")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
@@ -63,16 +62,6 @@ def time_limit(arguments: Sequence[str]) -> float | None:
 def add_format(p: argparse.ArgumentParser, *others: str) -> None:
     """``--format``: full, json and ``others``."""
     p.add_argument("--format", choices=["full", "json", *others], default="full", help="of what is printed (full)")
-
-
-def refuse_unwritable(path: str, option: str) -> None:
-    """Before anything runs.
-
-    Raises:
-        DpcheckError: for a folder, or a file in a folder that is not there.
-    """
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise DpcheckError(f"no file can be written to {path}", option, "pass a path in a folder that exists")
 
 
 def complain(error: DpcheckError, arguments: Sequence[str]) -> None:

@@ -9,8 +9,9 @@ from typing import get_args
 from dpcheck import __version__
 from dpcheck.diagnostic import BatchNormTo
 from dpcheck.errors import DpcheckError
-from dpcheck.options.base import Parser, add_format, add_timeout, refuse_unwritable
+from dpcheck.options.base import Parser, add_format, add_timeout
 from dpcheck.options.ignoring import add_ignoring, refuse_conflicts
+from dpcheck.writing import refuse_unwritable
 
 # Of the findings alone; each is a module of dpcheck.report.
 FORMATS = ("concise", "github", "gitlab", "junit", "markdown", "sarif")

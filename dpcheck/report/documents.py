@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpcheck.errors import DpcheckError
 from dpcheck.report import json
-from dpcheck.writing import replace
+from dpcheck.writing import refuse_unwritable, replace
 
 
 @contextlib.contextmanager
@@ -24,21 +24,19 @@ def printed(format: str = "json", path: str | None = None) -> Iterator[dict[str,
         DpcheckError: if the file cannot be written; before anything runs where that can be told.
     """
     if path is not None:
-        refuse_unwritable(path)
+        refuse_unwritable(path, "--output-file")
     document: dict[str, Any] = {}
     with contextlib.redirect_stdout(sys.stderr):
         yield document
     emit(_rendered(document, format), path)
 
 
-def refuse_unwritable(path: str) -> None:
-    """Raise for a path of ``--output-file`` that cannot be written; before anything runs where that can be told.
-
-    Raises:
-        DpcheckError: naming it.
-    """
-    if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
-        raise DpcheckError(f"no file can be written to {path}", "--output-file", "pass a path in a folder that exists")
+def in_form(form: str, run: Callable[[dict[str, Any], bool], int]) -> int:
+    """``run(document, quiet)``: unless ``form`` is full, what it puts into the document is all that is printed."""
+    if form == "full":
+        return run({}, False)
+    with printed() as document:
+        return run(document, True)
 
 
 def emit(text: str, path: str | None) -> None:
