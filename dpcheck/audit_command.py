@@ -10,11 +10,13 @@ from torch import nn
 from dpcheck.api import check
 from dpcheck.config import settings_of
 from dpcheck.engine.auditing.audit import audit
+from dpcheck.errors import DpcheckError
 from dpcheck.fixer import fix
+from dpcheck.opening import opened
 from dpcheck.options.base import CLEAN, FINDINGS
 from dpcheck.report import audit as shown
 from dpcheck.report import documents, full, terminal
-from dpcheck.target import Target, load
+from dpcheck.target import Target
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,11 +29,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, document: dict[str, Any], *, quiet: bool) -> int:
-    console, target = terminal(quiet=quiet), load(options.target)
+    console = terminal(quiet=quiet)
+    target = opened(options, document, console)
+    if target.guessed:
+        raise DpcheckError("nothing is audited on a guessed loss", target.name, "write loss_fn(model, batch) in a file")
     settings = settings_of(target, options)
     model = _model(target, unsafe=options.unsafe_fixes)
     report = check(model, target.loss_fn, target.batch, unit=target.unit)
-    document |= {"target": str(target.path), "symbol": target.symbol, "ok": False}
+    document |= {"ok": False}
     if any(not d.code.startswith("DP9") for d in report.diagnostics) or report.method == "none":
         document["check"] = report
         full.show(console, report, target.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 
 from rich.markup import escape
@@ -13,15 +14,16 @@ from dpcheck.engine.available import budget_of
 from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.estimates import estimates, measured_rate
 from dpcheck.engine.memory import gradient_bytes, peak_bytes, room
+from dpcheck.opening import opened
 from dpcheck.report import full, terminal
 from dpcheck.report.plan import show_memory, show_plan
-from dpcheck.target import load
 from dpcheck.unit import adapted
 
 
-def run(text: str) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print the plan for the file's sample batch; the findings instead, and exit code 1, if samples mix."""
-    target, console = load(text), terminal()
+    console = terminal()
+    target = opened(options, {}, console)
     report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
     if report.method == "none":
         full.show(console, report, target.name)

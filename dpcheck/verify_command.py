@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from dpcheck.api import check
+from dpcheck.opening import opened
 from dpcheck.options.base import CLEAN, FINDINGS
 from dpcheck.report import documents, full, tables, terminal
-from dpcheck.target import Target, load
 from dpcheck.verification import verify
 
 
-def run(text: str, form: str) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print the proof for the file's sample batch, as a table or as JSON.
 
     Returns:
         0 if all gradients are right; 1 if one is wrong, or if samples mix, so that there is none to verify: the
         findings are then printed instead.
     """
-    return documents.in_form(form, lambda document, quiet: _run(load(text), document, quiet=quiet))
+    return documents.in_form(options.format, lambda document, quiet: _run(options, document, quiet=quiet))
 
 
-def _run(target: Target, document: dict[str, Any], *, quiet: bool) -> int:
+def _run(options: argparse.Namespace, document: dict[str, Any], *, quiet: bool) -> int:
     console = terminal(quiet=quiet)
+    target = opened(options, document, console)
     report = check(target.model, target.loss_fn, target.batch, unit=target.unit)
-    document |= {"target": str(target.path), "symbol": target.symbol, "ok": False}
+    document |= {"ok": False}
     if report.method == "none":
         document["check"] = report
         full.show(console, report, target.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Iterator
@@ -86,6 +87,28 @@ def test_a_guess_is_called_one_in_every_format(file: Path, capsys: pytest.Captur
         assert "GUESS: the loss is a guess" in form.render(report, "m.py")
     assert main(["m.py", "--input", "Bx4", "--train"]) == 2
     assert "nothing is trained on a guessed loss" in capsys.readouterr().err
+
+
+def test_inputs_and_guesses_of_the_other_commands(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(MODEL)
+    for command in ("plan", "verify", "explain"):
+        assert main([command, "m.py", "--input", "x:Bx4"]) == 0
+        assert "note: GUESS: the loss is a guess" in capsys.readouterr().out
+        assert main([command, "m.py:Model(4, mean=True)", "--input", "x:Bx4"]) == (command != "explain")
+        assert "GUESS" in capsys.readouterr().out
+        assert main([command, "m.py", "--input", "x:3xB"]) == 2
+        assert "describes no tensor" in capsys.readouterr().err
+    for command in ("verify", "explain"):
+        assert main([command, "m.py", "--input", "x:Bx4", "--format", "json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["guessed"] and "GUESS" in document["notes"][0]
+    for command in ("audit", "train"):
+        assert main([command, "m.py", "--input", "x:Bx4"]) == 2
+        assert "on a guessed loss" in capsys.readouterr().err
+    file.write_text(MODEL + LOSS)
+    assert main(["verify", "m.py", "--input", "x:Bx4"]) == 0
+    out = capsys.readouterr().out
+    assert "the sample batch comes from --input x:Bx4" in out and "GUESS" not in out
 
 
 def test_arguments_of_a_factory_of_a_package(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

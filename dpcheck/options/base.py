@@ -33,9 +33,15 @@ def command(name: str, what: str) -> Parser:
 def for_a_file(name: str, what: str) -> Parser:
     """The parser of ``dpcheck NAME FILE``."""
     p = command(name, what)
-    p.add_argument("target", metavar="FILE[:SYMBOL]", help="as for dpcheck FILE")
+    p.add_argument("target", metavar="FILE[:SYMBOL]", help="as for dpcheck FILE: also package.module:f(8), hf:, timm:")
+    add_input(p, "inputs in the place of sample_batch(), such as x:Bx3x32x32 or ids:BxT:int64<30522; once for each")
     add_timeout(p)
     return p
+
+
+def add_input(p: argparse.ArgumentParser, help: str) -> None:
+    """``--input``: once for each tensor, as :func:`dpcheck.samples.of_options` reads it."""
+    p.add_argument("--input", action="append", default=[], metavar="NAME:SHAPE", help=help)
 
 
 def add_timeout(p: argparse.ArgumentParser) -> None:

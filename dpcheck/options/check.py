@@ -9,7 +9,7 @@ from typing import get_args
 from dpcheck import __version__
 from dpcheck.diagnostic import BatchNormTo
 from dpcheck.errors import DpcheckError
-from dpcheck.options.base import Parser, add_format, add_timeout
+from dpcheck.options.base import Parser, add_format, add_input, add_timeout
 from dpcheck.options.ignoring import add_ignoring, refuse_conflicts
 from dpcheck.writing import refuse_unwritable
 
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("targets", nargs="*", metavar="TARGET", help=_TARGET)
     p.add_argument("--only", help=argparse.SUPPRESS)
     p.add_argument("--baseline-folder", help=argparse.SUPPRESS)
-    p.add_argument("--input", action="append", default=[], metavar="NAME:SHAPE", help=_INPUT)
+    add_input(p, _INPUT)
     p.add_argument("--version", action="version", version=f"dpcheck {__version__}")
     p.add_argument(
         "--fix", action="store_true", help="write fixes to your files; with --train or --verify, fix in memory"

@@ -22,4 +22,4 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     from dpcheck.explain_command import run
 
-    return run(options.target, options.name, options.format)
+    return run(options)

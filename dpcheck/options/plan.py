@@ -19,4 +19,4 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     from dpcheck.plan_command import run
 
-    return run(options.target)
+    return run(options)

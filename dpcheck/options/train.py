@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         same += [] if value is None else [f"--{name.replace('_', '-')}={value}"]
     for name in (*_SHARED_FLAGS, "fix", "unsafe_fixes"):
         same += [f"--{name.replace('_', '-')}"] if getattr(own, name) else []
+    same += [f"--input={text}" for text in own.input]
     options = check.parse(same)
     options.target = own.target
     for name in ("clipping", "secure", "ledger", "certificate"):

@@ -21,4 +21,4 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     from dpcheck.verify_command import run
 
-    return run(options.target, options.format)
+    return run(options)

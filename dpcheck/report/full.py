@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 from collections import Counter
+from collections.abc import Iterable
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -47,13 +48,18 @@ def show(
         show_diagnostic(console, diagnostic)
     if brief and not report.ignored and guess_of(report) is None:
         return
-    for note in report.notes if not brief else filter(None, [guess_of(report)]):
-        console.print(f"[dim]note: {escape(note)}[/]")
+    show_notes(console, report.notes if not brief else filter(None, [guess_of(report)]))
     colour = _COLOURS[report.verdict] if report.ok or report.verdict != "independent" else "yellow"
     console.print(f"{escape(subject)}: [bold {colour}]{report.verdict}[/]: {verdict_of(report)}")
     console.print(f"{tally(report)}{_fixable(report)}; {METHOD[report.method]}; {report.seconds:.1f} s")
     for line in ignored_in_words(report):
         console.print(f"[yellow]ignored[/] {escape(line)}")
+
+
+def show_notes(console: Console, notes: Iterable[str]) -> None:
+    """Print what a reader of a verdict must know; a guess cannot be overlooked."""
+    for note in notes:
+        console.print(f"[{'yellow' if note.startswith('GUESS') else 'dim'}]note: {escape(note)}[/]")
 
 
 def verdict_of(report: Report) -> str:
