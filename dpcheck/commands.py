@@ -181,6 +181,8 @@ class _Run:
             "loss_change": result.loss_change,
             "check": result.report,
             "problem": result.problem,
+            "removed_keys": result.removed_keys,
+            "added_keys": result.added_keys,
         }
         return result
 

@@ -18,6 +18,7 @@ from dpcheck.fixes.batch_norm import Statistics, freeze_batch_norm
 from dpcheck.fixes.calibration import calibrate
 from dpcheck.fixes.copying import duplicate, replace_everywhere
 from dpcheck.fixes.layers import is_frozen_batch_norm
+from dpcheck.fixes.learning import why_not_learning
 from dpcheck.fixes.optimizer import repoint
 from dpcheck.fixes.plans import Change, Key, Plan, Subject, for_convolutions, for_findings, for_frozen
 from dpcheck.fixes.trial import judge, observe, why_broken
@@ -41,9 +42,13 @@ class FixResult:
             the rounding of the model's own dtype.
         shared: attributes that Python cannot copy, which the new model shares with the given one.
         problem: why the rehearsal of training failed (private steps, an empty batch, a checkpoint: see
-            :func:`dpcheck.rehearsal.rehearse`); ``None`` if it passed. It is held if something was fixed and the
-            report is ok.
+            :func:`dpcheck.rehearsal.rehearse`), or why the new model does not learn as the given one does
+            (:func:`dpcheck.fixes.learning.why_not_learning`); ``None`` if all is well. Both are held if something was
+            fixed and the report is ok.
         calibrated: paths of the layers whose weights were fitted on the batch for calibration.
+        removed_keys, added_keys: what the new model's ``state_dict`` lacks of the given one's, and has besides. All
+            other keys are the same, with the same meaning, so that a checkpoint of before loads once these are left
+            out of it.
     """
 
     model: nn.Module
@@ -54,6 +59,8 @@ class FixResult:
     shared: tuple[str, ...] = ()
     problem: str | None = None
     calibrated: tuple[str, ...] = ()
+    removed_keys: tuple[str, ...] = ()
+    added_keys: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -137,8 +144,12 @@ def fix(
         norms = [plan.path for plan in active if plan.change.code in ("DP101", "DP102")]
         fitted = calibrate(model, fixed, *adapted(unit, given[0], calibration), norms)
     changed = _loss_change(model, fixed, loss_fn, batch)
-    problem = rehearse(fixed, *given, unit=unit) if report.ok and any(c.applied for c in changes) else None
-    return FixResult(fixed, changes, report, before, changed, copied.shared, problem, fitted)
+    problem = None
+    if report.ok and any(change.applied for change in changes):
+        problem = rehearse(fixed, *given, unit=unit) or why_not_learning(model, fixed, loss_fn, batch)
+    old, new = model.state_dict(), fixed.state_dict()
+    removed, added = (tuple(k for k in a if k not in b) for a, b in ((old, new), (new, old)))
+    return FixResult(fixed, changes, report, before, changed, copied.shared, problem, fitted, removed, added)
 
 
 def _outcome(plan: Plan, rolled_back: Reasons, measured: Mapping[Key, float | None]) -> Change:

@@ -72,3 +72,14 @@ def test_weights_of_before_load_into_what_is_fixed_but_for_the_keys_that_are_nam
     gone = [f"body.1.{key}" for key in ("running_mean", "running_var", "num_batches_tracked")]
     assert loaded.missing_keys == [] and loaded.unexpected_keys == gone
     assert all(name.rpartition(".")[2] in change.what for name in gone) and "leave the state_dict" in change.what
+    assert result.removed_keys == tuple(gone) and result.added_keys == ()
+    old = {key: value for key, value in model.state_dict().items() if key not in result.removed_keys}
+    result.model.load_state_dict(old)
+
+
+def test_keys_that_a_fix_adds_are_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Flatten())
+    model.append(nn.Linear(288, 3))
+    statistics = {"1": (torch.zeros(8), torch.ones(8))}
+    result = dpcheck.fix(model, cross_entropy, (IMAGES, Y), unsafe=True, statistics=statistics)
+    assert result.ok and result.removed_keys == () and result.added_keys == ("1.running_mean", "1.running_var")
