@@ -65,7 +65,7 @@ def show_trial(console: Console, result: FixResult) -> None:
     if result.problem is not None:
         console.print(f"[bold red]cannot be trained[/]: {escape(result.problem)}", soft_wrap=True)
     elif result.report.ok and result.changes:
-        console.print("rehearsed: private steps, an empty batch, a checkpoint saved and loaded; its loss falls when it is trained")
+        console.print("rehearsed: private steps, an empty batch, a checkpoint saved and loaded; it learns")
 
 
 def measured(change: Change) -> str:
