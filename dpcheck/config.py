@@ -16,7 +16,9 @@ from dpcheck.engine.kinds import Clipping
 from dpcheck.engine.sampling import Loader
 from dpcheck.engine.settings import settle
 from dpcheck.errors import DpcheckError
+from dpcheck.options.train import resuming
 from dpcheck.records import map_style, unit_of
+from dpcheck.resuming import Keeping, kept_in
 from dpcheck.target import Target, blaming
 from dpcheck.unit import Unit, adapted
 
@@ -67,6 +69,7 @@ class Settings:
         make_optimizer: parameters -> optimizer.
         save: where the trained weights go.
         report: where the statement of the guarantee goes: as text, JSON or HTML by its suffix.
+        keeping: where the run is kept, and goes on.
     """
 
     epsilon: float
@@ -86,6 +89,7 @@ class Settings:
     make_optimizer: Callable[[Any], Optimizer]
     save: Path | None
     report: Path | None
+    keeping: Keeping
 
 
 def settings_of(target: Target, options: argparse.Namespace) -> Settings:
@@ -104,10 +108,11 @@ def settings_of(target: Target, options: argparse.Namespace) -> Settings:
         raise DpcheckError("the file defines no train_dataset()", where=path, next=_HOW_DATASET)
     with blaming("train_dataset() raised", target.path):
         dataset = make_dataset()
+    keeping, ledger = kept_in(options, lambda path: resuming(options, str(path)))
     settings = Settings(
         **values,
         secure=getattr(options, "train_secure", False),
-        ledger=getattr(options, "train_ledger", None),
+        ledger=ledger,
         certificate=getattr(options, "train_certificate", None),
         seed=options.seed,
         baseline=not options.no_baseline,
@@ -117,6 +122,7 @@ def settings_of(target: Target, options: argparse.Namespace) -> Settings:
         make_optimizer=_optimizer(target, options.lr),
         save=_writable(options.save, "--save", "weights.pt"),
         report=_reported(options.report),
+        keeping=keeping,
     )
     _refuse_unreachable(settings)
     _refuse_misfit(target, settings)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpcheck.budget import Budget, planned
@@ -19,6 +20,7 @@ from dpcheck.errors import DpcheckError
 from dpcheck.fixes.copying import duplicate
 from dpcheck.records import UserData
 from dpcheck.report.documents import write
+from dpcheck.resuming import fit
 from dpcheck.target import Target, blaming
 
 
@@ -44,10 +46,12 @@ class Outcome:
 def train(target: Target, model: nn.Module, settings: Settings, console: Console) -> Outcome:
     """Train ``model`` privately, and a copy of it without privacy."""
     twin = duplicate(model).model if settings.baseline else None
+    optimizer = settings.make_optimizer([p for p in model.parameters() if p.requires_grad])
+    made, keeping = _hyperparameters(optimizer), settings.keeping
     engine = PrivacyEngine(
         model,
         target.loss_fn,
-        settings.make_optimizer([p for p in model.parameters() if p.requires_grad]),
+        optimizer,
         settings.dataset,
         expected_batch_size=settings.batch_size,
         max_grad_norm=settings.max_grad_norm,
@@ -61,13 +65,19 @@ def train(target: Target, model: nn.Module, settings: Settings, console: Console
         seed=settings.seed,
         collate_fn=settings.collate,
         unit=settings.unit,
+        resume=keeping.checkpoint if keeping.resume else None,
     )
+    _refuse_other(_hyperparameters(optimizer), made, str(keeping.checkpoint))
     s = engine.settings
     console.print(
         f"{s.steps} steps, sampling rate {s.sample_rate:.4g}, noise multiplier {s.noise_multiplier:.4g}, "
         f"clipping norm {s.max_grad_norm:g}, delta {s.delta:g}"
     )
-    engine.fit(progress=not console.quiet)
+    if keeping.resume:
+        console.print(f"{keeping.checkpoint}: the run goes on after {engine.steps_taken} of {s.steps} steps")
+    fit(engine, keeping, progress=not console.quiet)
+    if keeping.checkpoint is not None:
+        console.print(f"checkpoint written to {keeping.checkpoint}")
     if settings.save is not None:
         write_state(settings.save, model.state_dict())
         console.print(f"weights written to {settings.save}")
@@ -95,6 +105,22 @@ def budget_of(settings: Settings) -> Budget | None:
         epochs=settings.epochs,
         target_epsilon=settings.epsilon,
     )
+
+
+def _hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def _refuse_other(saved: list[dict[str, Any]], made: list[dict[str, Any]], where: str) -> None:
+    """Refuse a checkpoint whose optimizer is not the one of the file and the options: it would be taken in silence."""
+    for before, now in zip(saved, made, strict=True):
+        odd = [name for name in now if before.get(name) != now[name]]
+        if odd:
+            raise DpcheckError(
+                f"the checkpoint was trained with {odd[0]}={before.get(odd[0])}, and now it is {now[odd[0]]}",
+                where,
+                "resume with the optimizer that it was started with",
+            )
 
 
 def _plainly(target: Target, model: nn.Module, settings: Settings, steps: int) -> None:

@@ -21,6 +21,8 @@ from dpcheck.source import is_library, is_torch_or_ours
 
 # Seconds for a check; training has no limit unless one is asked for.
 TIME_LIMIT = 600.0
+# Seconds until a process that was interrupted is killed.
+_PATIENCE = 3.0
 _FRAME = re.compile(rb'  File "(?P<file>[^"\n]+)", line (?P<line>\d+)')
 
 
@@ -40,16 +42,21 @@ def supervised(arguments: Sequence[str], timeout: float | None) -> int:
     sys.stdout.flush()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(writer,), start_new_session=True)
     os.close(writer)
+    said = bytearray()
     try:
         with _stopped_by_signals():
-            said = _listen(process, reader, timeout)
-    except KeyboardInterrupt:
-        _end(process, signal.SIGINT, 3.0)
-        raise
+            try:
+                _listen(process, reader, timeout, said)
+            except (KeyboardInterrupt, SystemExit) as stop:
+                # What trains takes its step to the end and writes a checkpoint, unless it is interrupted again.
+                _end(process, signal.SIGINT, None if b"patience\n" in said else _PATIENCE)
+                said += _read(reader, 0.0)
+                if isinstance(stop, SystemExit) or _answer(said) is None:
+                    raise
     finally:
         _end(process, signal.SIGKILL, 5.0)
         os.close(reader)
-    answer = re.search(rb"^answer (\d+)$", said, re.MULTILINE)
+    answer = _answer(said)
     if b"forked\n" in said:
         raise DpcheckError(
             "the target forked the process while it was loaded: two copies of the check would go on",
@@ -57,7 +64,7 @@ def supervised(arguments: Sequence[str], timeout: float | None) -> int:
             'start processes below if __name__ == "__main__":, not on import',
         )
     if answer is not None:
-        return int(answer[1])
+        return answer
     code = process.returncode
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -77,15 +84,19 @@ def _alone(arguments: Sequence[str]) -> str:
     return f"see whether `python {target}` dies as well"
 
 
-def _listen(process: subprocess.Popen[bytes], reader: int, timeout: float | None) -> bytes:
-    """What the process says until it ends.
+def _answer(said: bytes | bytearray) -> int | None:
+    found = re.search(rb"^answer (\d+)$", said, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def _listen(process: subprocess.Popen[bytes], reader: int, timeout: float | None, said: bytearray) -> None:
+    """Put into ``said`` what the process says until it ends.
 
     Raises:
         DpcheckError: when the time is over, with the line that ran then.
     """
     end = None if timeout is None else time.monotonic() + timeout
     os.set_blocking(reader, False)
-    said = b""
     while process.poll() is None and b"forked\n" not in said:
         said += _read(reader, 0.1)
         if b"\nanswer " in b"\n" + said:
@@ -101,7 +112,7 @@ def _listen(process: subprocess.Popen[bytes], reader: int, timeout: float | None
                 _where(said),
                 "mend what loops there, or give more time: --timeout 3600",
             )
-    return said + _read(reader, 0.0)
+    said += _read(reader, 0.0)
 
 
 def _read(reader: int, seconds: float) -> bytes:
@@ -117,14 +128,14 @@ def _read(reader: int, seconds: float) -> bytes:
     return data
 
 
-def _where(said: bytes) -> str | None:
+def _where(said: bytes | bytearray) -> str | None:
     """The innermost line of the user's own in a traceback that the process left."""
     frames = [(os.fsdecode(frame["file"]), int(frame["line"])) for frame in _FRAME.finditer(said)]
     own = [f"{file}:{line}" for file, line in frames if not is_torch_or_ours(file) and not is_library(file)]
     return own[0] if own else None
 
 
-def _end(process: subprocess.Popen[bytes], number: signal.Signals, seconds: float) -> None:
+def _end(process: subprocess.Popen[bytes], number: signal.Signals, seconds: float | None) -> None:
     """Send a signal to the process and all that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)

@@ -20,6 +20,12 @@ def refuse_copies() -> None:
         os._exit(2)
 
 
+def ask_patience() -> None:
+    """Tell the one that waits that this process ends by itself some time after Ctrl-C, with an answer."""
+    if _process is not None and os.getpid() == _process:
+        os.write(_writer, b"patience\n")
+
+
 def main() -> int:
     """Run the command with all arguments but the first, which is the file descriptor for the answer."""
     global _process, _writer

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
 from typing import Any
 
+from dpcheck.engine.checkpoint import run_in
 from dpcheck.engine.ledger import Ledger, new_run, phases_of, spent
 from dpcheck.engine.ranks import Ranks
 from dpcheck.engine.settings import Settings
@@ -17,30 +16,22 @@ from dpcheck.capture import LossFn
 from dpcheck.errors import DpcheckError
 
 
-def loaded_norm(state: Any, default: float) -> float:
-    """The clipping norm in what should be the state of an engine.
+def opened(
+    ledger: str | os.PathLike[str] | None, ranks: Ranks, settings: Settings, resume: str | os.PathLike[str] | None
+) -> tuple[Ledger, str]:
+    """The ledger and the name of a run, alike on all ranks; only rank 0 reads and writes the file.
 
-    Raises:
-        DpcheckError: if it is not one.
+    Args:
+        resume: a checkpoint, whose run it is, and whose settings must be these; a new run without one.
     """
-    if not isinstance(state, Mapping) or {"run", "ledger"} - state.keys():
-        raise DpcheckError("this is no state of a PrivacyEngine", where="state", next="pass engine.state_dict()")
-    if not isinstance(state["run"], str):
-        raise DpcheckError(f"the state has run={state['run']!r}", where="state", next="pass engine.state_dict()")
-    norm = state.get("max_grad_norm", default)
-    if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf:
-        raise DpcheckError(f"the state has max_grad_norm={norm!r}", where="state", next="pass engine.state_dict()")
-    return float(norm)
-
-
-def opened(ledger: str | os.PathLike[str] | None, ranks: Ranks) -> tuple[Ledger, str]:
-    """The ledger and the name of a new run, alike on all ranks; only rank 0 reads and writes the file."""
     mine = Ledger()
 
     def open_file() -> tuple[dict[str, Any], str]:
         nonlocal mine
         mine = Ledger(ledger)
-        return mine.state_dict(), new_run()
+        if resume is None:
+            return mine.state_dict(), new_run()
+        return mine.state_dict(), run_in(resume, settings)
 
     kept, run = ranks.first(open_file)
     if ranks.rank:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from dpcheck.engine.accounting import Bounds, Phase, at_most
 from dpcheck.engine.ledger import spent
+from dpcheck.engine.sampling import LogicalBatch
+from dpcheck.engine.summing import Seen
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -45,6 +47,23 @@ class Metrics:
     def epsilon(self) -> Bounds:
         """Spent up to and with this step; computed when asked for."""
         return spent(self.phases, self.delta)
+
+
+def metrics_of(
+    batch: LogicalBatch, seen: Seen, max_grad_norm: float, delta: float, phases: tuple[Phase, ...]
+) -> Metrics:
+    """Of a step with this clipping norm, after which the ledger has these phases."""
+    return Metrics(
+        step=batch.step,
+        loss=seen.loss,
+        clipped_fraction=seen.clipped_fraction,
+        drawn=len(batch),
+        norms=seen.norms,
+        group_norms=seen.group_norms,
+        max_grad_norm=max_grad_norm,
+        delta=delta,
+        phases=phases,
+    )
 
 
 class Bar:

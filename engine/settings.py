@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dpcheck.engine import accounting
@@ -73,6 +73,10 @@ class Settings:
             private=self.seed is None,
             count_noise=self.count_noise,
         )
+
+    def plain(self) -> dict[str, Any]:
+        """In plain values."""
+        return {**asdict(self), "clipping": repr(self.clipping)}
 
     def notes(self) -> tuple[str, ...]:
         """What a reader of any result must know first."""

@@ -12,13 +12,14 @@ from typing import Any
 
 from dpcheck.engine.accounting import Bounds
 from dpcheck.engine.adaptive import next_norm
-from dpcheck.engine.admission import loaded_norm, opened, refuse_ledger
+from dpcheck.engine.admission import opened, refuse_ledger
 from dpcheck.engine.available import budget_of
 from dpcheck.engine.certified import Demanded, admitted
+from dpcheck.engine.checkpoint import load_checkpoint, loaded_norm
 from dpcheck.engine.clipping import Clipper
 from dpcheck.engine.kinds import AdaptiveQuantile, Clipping, grouping_of
 from dpcheck.engine.ledger import Ledger
-from dpcheck.engine.metrics import Bar, Metrics
+from dpcheck.engine.metrics import Bar, Metrics, metrics_of
 from dpcheck.engine.noise import Gaussian, GridGaussian, Mechanism
 from dpcheck.engine.publishing import rendered
 from dpcheck.engine.ranks import Ranks
@@ -26,7 +27,7 @@ from dpcheck.engine.sampling import Loader, LogicalBatch, poisson
 from dpcheck.engine.settings import Settings, settle
 from dpcheck.engine.statement import describe, statement
 from dpcheck.engine.streams import streams_of
-from dpcheck.engine.summing import ClipperLike, Seen, Summer
+from dpcheck.engine.summing import ClipperLike, Summer
 from dpcheck.engine.watch import Watch
 from torch import nn
 from torch.optim import Optimizer
@@ -84,6 +85,7 @@ class PrivacyEngine:
         num_workers: processes that read records ahead of their use; 0 reads them when they are needed.
         pin_memory: batches in page-locked memory, where there is an accelerator.
         certificate: of :func:`dpcheck.certify`, or the path of one: nothing else is trained than what it is of.
+        resume: path of a checkpoint of :func:`dpcheck.engine.save_checkpoint`: its run goes on, with the same settings.
 
     Raises:
         DpcheckError: for each argument that is wrong, by name and value; for a model that the check refuses.
@@ -116,6 +118,7 @@ class PrivacyEngine:
         num_workers: int = 0,
         pin_memory: bool = False,
         certificate: Demanded = None,
+        resume: str | os.PathLike[str] | None = None,
         _clipper: Callable[..., ClipperLike] = Clipper,
     ) -> None:
         self._ranks = Ranks.here()
@@ -141,7 +144,7 @@ class PrivacyEngine:
         self._loader = Loader(dataset, collate_fn, size, unit, num_workers=num_workers, pin_memory=pin_memory)
         self._ranks.agree(asdict(self.settings))
         self._ranks.equal(model)
-        self.ledger, self.run = opened(ledger, self._ranks)
+        self.ledger, self.run = opened(ledger, self._ranks, self.settings, resume)
         refuse_ledger(self.ledger, self.settings, self.settings.record(self.run, self._max_grad_norm))
         losses, kind, parameters = unit.loss(loss_fn), self.settings.clipping, self._watch.parameters
         self._grouping = grouping_of(kind, parameters)
@@ -154,6 +157,8 @@ class PrivacyEngine:
         self._pending: LogicalBatch | None = None
         for note in self.settings.notes():
             log.warning("%s", note)
+        if resume is not None:
+            load_checkpoint(self, resume)
 
     # -- training
 
@@ -214,7 +219,7 @@ class PrivacyEngine:
             share = ranks.first(lambda: count.released(s.expected_batch_size, count_noise, stream("count")))
             self._max_grad_norm = next_norm(s.clipping, norm, s.max_grad_norm, share)
         self.optimizer.step()
-        return self._metrics(batch, seen, norm)
+        return metrics_of(batch, seen, norm, s.delta, self.ledger.phases())
 
     @property
     def max_grad_norm(self) -> float:
@@ -246,19 +251,6 @@ class PrivacyEngine:
         # One sample of all ranks, each of which then reads a part of it.
         return LogicalBatch(step, self._ranks.first(lambda: poisson(*sizes, streams.stream("sampling", step))))
 
-    def _metrics(self, batch: LogicalBatch, seen: Seen, max_grad_norm: float) -> Metrics:
-        return Metrics(
-            step=batch.step,
-            loss=seen.loss,
-            clipped_fraction=seen.clipped_fraction,
-            drawn=len(batch),
-            norms=seen.norms,
-            group_norms=seen.group_norms,
-            max_grad_norm=max_grad_norm,
-            delta=self.settings.delta,
-            phases=self.ledger.phases(),
-        )
-
     # -- accounting and saving
 
     def epsilon(self) -> Bounds:
@@ -284,9 +276,8 @@ class PrivacyEngine:
 
         No key and no state of a generator is in it, so that a published checkpoint does not give the noise away.
         """
-        settings = {**asdict(self.settings), "clipping": repr(self.settings.clipping)}
         run = {"run": self.run, "max_grad_norm": self._max_grad_norm}
-        return {**run, "settings": settings, "ledger": self.ledger.state_dict()}
+        return {**run, "settings": self.settings.plain(), "ledger": self.ledger.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the run of ``state``. Steps already in this engine's ledger stay counted.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dpcheck.engine import accounting
+from dpcheck.engine.checkpoint import save_checkpoint
 from dpcheck.engine.ledger import Ledger
 from dpcheck.engine.step_record import StepRecord
 from white_box import Linear, Loop, make, records, released
@@ -189,3 +190,20 @@ def test_a_ledger_of_another_adjacency_is_refused(tmp_path):
     Ledger(path).append(StepRecord("a" * 16, 1.0, 1.0, 3, 13, True, adjacency="replace-one"))
     with pytest.raises(DpcheckError, match="differ in adjacency"):
         make(records(13), ledger=path)
+
+
+def test_a_run_with_a_target_resumes_from_checkpoint_and_ledger(tmp_path):
+    kwargs = {"target_epsilon": 3.0, "expected_batch_size": 4, "epochs": 2}
+    ledger, path = tmp_path / "ledger.jsonl", tmp_path / "run.pt"
+    first = make(records(40), **kwargs, ledger=ledger)
+    released(first, 5)
+    save_checkpoint(first, path)
+    released(first, 3)
+    second = make(records(40), **kwargs, ledger=ledger, resume=path)
+    assert (second.run, second.steps_taken, len(second)) == (first.run, 8, 12)
+    assert second.fit(progress=False).upper <= 3.0 * (1 + 1e-9)
+    assert Ledger(ledger).steps() == 20
+    with pytest.raises(DpcheckError, match="of a run with expected_batch_size=4"):
+        make(records(40), **(kwargs | {"expected_batch_size": 5}), ledger=ledger, resume=path)
+    other = make(records(40), **kwargs, ledger=ledger, resume=path, physical_batch_size=3)
+    assert other.steps_taken == 20
