@@ -6,24 +6,25 @@ Both mechanisms take what each call of the clipper returns (:meth:`Mechanism.con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
+from dpcheck.engine.openmp import rest
 from dpcheck.engine.sites.base import as_real
 from dpcheck.engine.streams import Stream
+from dpcheck.engine.ziggurat import PIECE, Floats, buffer
 from torch import Tensor
 
 Gradients = dict[str, Tensor]
 
 # C / GRID is the spacing of the secure mechanism's grid: a sum of 2**38 records still fits in int64.
 GRID = 2**24
-
-# Values in float64 at once: few enough to stay in the cache.
-_PIECE = 2**15
-_WORTH_A_THREAD = 2**17
+# More would wait for Python's lock.
+_THREADS = 4
 
 
 class Mechanism(Protocol):
@@ -61,47 +62,61 @@ class Gaussian:
     def release(self, total: Mapping[str, Tensor], divisor: int, stream: Stream) -> Gradients:
         released = {name: t.contiguous() for name, t in total.items()}
         flat = [t.view(-1) for t in released.values()]
-        pieces = [piece for t in flat for piece in torch.split(t, _PIECE) if len(piece)]
-        # Two halves, each with a stream of its own, for two threads: the values do not depend on who computes them.
-        halves = _halves(pieces)
-        work = [(half, part, divisor) for half, part in zip(halves, stream.parts(2), strict=True)]
-        if sum(map(len, pieces)) < _WORTH_A_THREAD or torch.get_num_threads() == 1:
-            for arguments in work:
-                self._add_noise(*arguments)
+        pieces = [piece for t in flat for piece in torch.split(t, PIECE) if len(piece)]
+        # Each with a stream of its own, by whichever thread is free: the values do not depend on who computes them.
+        todo = deque(enumerate(_runs(pieces)))
+
+        def work() -> None:
+            while True:
+                try:
+                    i, run = todo.popleft()
+                except IndexError:
+                    return
+                self._add_noise(run, stream.part(i), divisor)
+
+        helpers = min(_THREADS, torch.get_num_threads(), len(todo)) - 1
+        if helpers > 0:
+            rest()
+            with ThreadPoolExecutor(helpers) as pool:
+                others = [pool.submit(work) for _ in range(helpers)]
+                work()
+                for other in others:
+                    other.result()
         else:
-            with ThreadPoolExecutor(2) as pool:
-                list(pool.map(self._add_noise, *zip(*work, strict=True)))
+            work()
         return released
 
-    def _add_noise(self, pieces: list[Tensor], stream: Stream, divisor: int) -> None:
-        sizes, drawn = [len(piece) for piece in pieces], np.empty(_PIECE)
-        for first, last in _runs(sizes):
-            values = drawn[: sum(sizes[first:last])]
-            stream.fill(values)
-            noise = torch.from_numpy(values)
-            for piece, own in zip(pieces[first:last], noise.split(sizes[first:last]), strict=True):
-                piece.copy_(piece.double().add_(own.to(piece.device), alpha=self.std).div_(divisor))
+    def _add_noise(self, run: list[Tensor], stream: Stream, divisor: int) -> None:
+        sizes = [len(piece) for piece in run]
+        with buffer(sum(sizes)) as noise:
+            stream.fill(noise)
+            noise *= self.std
+            for piece, own in zip(run, np.split(noise, np.cumsum(sizes)[:-1]), strict=True):
+                _release_into(piece, own, divisor)
 
 
-def _halves(pieces: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    half, seen = sum(map(len, pieces)) // 2, 0
-    for i, piece in enumerate(pieces):
-        seen += len(piece)
-        if seen >= half:
-            return pieces[: i + 1], pieces[i + 1 :]
-    return pieces, []
+def _release_into(piece: Tensor, noise: Floats, divisor: int) -> None:
+    """``piece = (piece + noise) / divisor``, rounded once; ``noise`` is written over."""
+    if piece.device.type == "cpu":
+        # torch would use threads of its own, which get in the way of ours.
+        values = piece.numpy()
+        np.divide(np.add(noise, values, out=noise), divisor, out=values, casting="same_kind")
+    else:
+        piece.copy_(torch.from_numpy(noise).to(piece.device).add_(piece).div_(divisor))
 
 
-def _runs(sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of neighbours of at most ``_PIECE`` values together: many small parameters share one draw."""
-    first = total = 0
-    for i, size in enumerate(sizes):
-        if total + size > _PIECE:
-            yield first, i
-            first, total = i, 0
-        total += size
-    if total:
-        yield first, len(sizes)
+def _runs(pieces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of at most ``PIECE`` values together: many small parameters share one draw."""
+    run: list[Tensor] = []
+    total = 0
+    for piece in pieces:
+        if total + len(piece) > PIECE:
+            yield run
+            run, total = [], 0
+        run.append(piece)
+        total += len(piece)
+    if run:
+        yield run
 
 
 class GridGaussian:

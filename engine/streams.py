@@ -29,8 +29,8 @@ class Stream(Protocol):
     def fill(self, out: Floats) -> None:
         """The same as ``normals(len(out))``, written into ``out``, which saves fresh memory."""
 
-    def parts(self, count: int) -> list[Stream]:
-        """``count`` streams, independent of each other and of this one; ask once, as for the stream itself."""
+    def part(self, index: int) -> Stream:
+        """A stream independent of this one and of its other parts; ask once for each, as for the stream itself."""
 
 
 class KeyedStream:
@@ -57,8 +57,8 @@ class KeyedStream:
     def fill(self, out: Floats) -> None:
         self._ziggurat.fill(out)
 
-    def parts(self, count: int) -> list[Stream]:
-        return [KeyedStream(hashlib.sha256(self._key + f"part {i}".encode()).digest()) for i in range(count)]
+    def part(self, index: int) -> Stream:
+        return KeyedStream(hashlib.sha256(self._key + f"part {index}".encode()).digest())
 
 
 class SystemStream:
@@ -75,8 +75,8 @@ class SystemStream:
     def fill(self, out: Floats) -> None:
         out[:] = self.normals(len(out))
 
-    def parts(self, count: int) -> list[Stream]:
-        return [self] * count
+    def part(self, index: int) -> Stream:
+        return self
 
 
 def normals_from_words(first: Words, second: Words) -> Floats:

@@ -21,8 +21,8 @@ class Ones:
     def fill(self, out):
         out[:] = 1.0
 
-    def parts(self, count):
-        return [self] * count
+    def part(self, index):
+        return self
 
 
 def zeros(mechanism):
