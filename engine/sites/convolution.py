@@ -86,7 +86,11 @@ class ConvolutionSite(Site):
     kind: ClassVar[str] = "convolution"
 
     def per_sample(self, *values: Tensor) -> Tensor:
-        return torch.cat(list(self._pieces(*values)))
+        # Into one tensor as they come: the memory of a piece serves the next one.
+        each = values[0].new_empty(self.batch, *self.shape)
+        for own, piece in zip(each.split(self.geometry.at_once), self._pieces(*values), strict=True):
+            own.copy_(piece)
+        return each
 
     def _pieces(self, *values: Tensor) -> Iterator[Tensor]:
         """Gradients of a few samples at a time, which stay in the cache."""
