@@ -23,8 +23,9 @@ Gradients = dict[str, Tensor]
 
 # C / GRID is the spacing of the secure mechanism's grid: a sum of 2**38 records still fits in int64.
 GRID = 2**24
-# More would wait for Python's lock.
+# More would wait for Python's lock; fewer pieces are done before threads have started.
 _THREADS = 4
+_WORTH_THREADS = 4
 
 
 class Mechanism(Protocol):
@@ -74,8 +75,8 @@ class Gaussian:
                     return
                 self._add_noise(run, stream.part(i), divisor)
 
-        helpers = min(_THREADS, torch.get_num_threads(), len(todo)) - 1
-        if helpers > 0:
+        helpers = min(_THREADS, torch.get_num_threads()) - 1 if len(todo) >= _WORTH_THREADS else 0
+        if helpers:
             rest()
             with ThreadPoolExecutor(helpers) as pool:
                 others = [pool.submit(work) for _ in range(helpers)]

@@ -70,7 +70,7 @@ def test_noise_is_independent_between_tensors_and_steps(make):
     assert abs(correlation).max() < 6.5 / 5000**0.5
 
 
-@pytest.mark.parametrize("shapes", [[(300, 1000), (7,)], [(3,)] * 70_000, [(1,), (2**18,)], [(5,)], [()], [(0,)]])
+@pytest.mark.parametrize("shapes", [[(700, 1000), (7,)], [(3,)] * 200_000, [(1,), (2**19,)], [(5,)], [()], [(0,)]])
 def test_noise_does_not_depend_on_threads_and_no_value_of_it_is_used_twice(shapes):
     threads, noise = torch.get_num_threads(), []
     try:
