@@ -22,6 +22,10 @@ _MARGIN = 1.2
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of [M, K] and [K, N], outside autograd; other shapes as ``torch.matmul`` takes them."""
     if fits(a, b) and onednn_is_faster():
+        (m, k), n = a.shape, b.shape[1]
+        # oneDNN copies a left factor that is transposed. That of the transposed product may be the smaller copy.
+        if a.stride(0) == 1 and n * (k + m) < m * k:
+            return linear(b.t(), a).t().contiguous()
         return linear(a, b.t())
     return torch.matmul(a, b)
 

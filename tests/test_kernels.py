@@ -27,7 +27,9 @@ def test_products_in_every_layout(m, n, k, left, right, strided, wide):
     a, b = laid_out(m, k, left, strided), laid_out(k, n, right, strided)
     added = torch.randn(m, n) if wide else torch.randn(n)
     expected, size = a.double() @ b.double(), float((a.abs().double() @ b.abs().double()).max())
-    assert float((kernels.matmul(a, b) - expected).abs().max()) <= 1e-6 * size
+    product = kernels.matmul(a, b)
+    assert float((product - expected).abs().max()) <= 1e-6 * size
+    assert product.is_contiguous()
     total = kernels.addmm(added, a, b) - (added.double() + expected)
     assert float(total.abs().max()) <= 1e-6 * (size + float(added.abs().max()))
 
