@@ -84,7 +84,7 @@ class BatchSizeDependence(Rule):
     Fix safety
     ----------
     Unsafe: where torch.fx traces the forward of the module, the number of samples in it becomes a constant, that of the
-    batch given. Elsewhere: leave the division to the engine.
+    batch given, and is written so in the file: put there what you mean. Elsewhere: leave the division to the engine.
 
     References
     ----------

@@ -137,3 +137,6 @@ def test_examples_in_python_run(page: Path, tmp_path: Path, monkeypatch: pytest.
 def test_the_readme_has_every_rule() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"docs/rules/(DP\d+)\.md", text)) == {rule.code for rule in RULES}
+    assert dict(re.findall(r"docs/rules/(DP\d+)\.md.*\| (\S+) \|$", text, re.MULTILINE)) == {
+        rule.code: rule.fix or "-" for rule in RULES
+    }

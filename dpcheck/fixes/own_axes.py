@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 # By name: the function that takes its place, and the names of its arguments after the tensor.
-_STATISTICS: dict[str, tuple[Any, tuple[str, ...]]] = {
+STATISTICS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "mean": (torch.mean, ("dim", "keepdim")),
     "sum": (torch.sum, ("dim", "keepdim")),
     "std": (torch.std, ("dim", "unbiased", "keepdim")),
@@ -27,8 +27,8 @@ _STATISTICS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "log_softmax": (torch.log_softmax, ("dim",)),
     "normalize": (F.normalize, ("p", "dim", "eps")),
 }
-_KEEP_SHAPE = frozenset({"softmax", "log_softmax", "normalize"})
-_EXTREMES = {"max": torch.amax, "min": torch.amin}
+KEEP_SHAPE = frozenset({"softmax", "log_softmax", "normalize"})
+EXTREMES = {"max": torch.amax, "min": torch.amin}
 _DROPPED = frozenset({"keepdim", "_stacklevel"})
 _OTHERS = frozenset({"correction", "eps", "ord", "p", "unbiased", "dtype"})
 
@@ -46,28 +46,23 @@ def reduced(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, Any]) -> st
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     x = values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
     called = node.op in ("call_method", "call_function")
-    if not called or name not in _STATISTICS or not isinstance(x, Tensor) or x.dim() < 2:
+    if not called or name not in STATISTICS or not isinstance(x, Tensor) or x.dim() < 2:
         return None
-    function, names = _STATISTICS[name]
+    function, names = STATISTICS[name]
     given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
     axis = given.pop("axis", None)
-    before = _axes(given.pop("dim", axis), x.dim())
+    before = axes(given.pop("dim", axis), x.dim())
     given = {key: value for key, value in given.items() if key not in _DROPPED and value is not None}
     if before is None or 0 not in before or not set(given) <= _OTHERS:
         return None
-    everything = len(before) == x.dim()
-    # Of images all axes: an image less the mean of each channel would have no mean left to tell it by.
-    kept = [axis for axis in before if axis] if x.dim() == 3 and not everything else []
-    after = kept or list(range(1, x.dim()))
-    if name in _KEEP_SHAPE:
-        after = after[-1:]
-    if name in _EXTREMES and len(node.args) == 1 and not node.kwargs:
-        function = _EXTREMES[name]
-    elif name in _EXTREMES and len(after) > 1:
+    after = of_one_sample(name, before, x.dim())
+    if name in EXTREMES and len(node.args) == 1 and not node.kwargs:
+        function = EXTREMES[name]
+    elif name in EXTREMES and len(after) > 1:
         return None
-    single = name in _KEEP_SHAPE or function in (torch.max, torch.min)
+    single = name in KEEP_SHAPE or function in (torch.max, torch.min)
     options = {**given, "dim": after[0] if single else tuple(after)}
-    if name not in _KEEP_SHAPE:
+    if name not in KEEP_SHAPE:
         options["keepdim"] = True
     with graph.inserting_before(node):
         new = graph.call_function(function, (node.args[0],), options)
@@ -76,13 +71,23 @@ def reduced(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, Any]) -> st
     return f"{name} is taken over axis {shown} of each sample instead of axis {', '.join(map(str, before))}"
 
 
-def _axes(dim: Any, rank: int) -> list[int] | None:
+def of_one_sample(name: str, before: list[int], rank: int) -> list[int]:
+    """The axes of each sample over which a statistic of a tensor of ``rank`` axes is taken instead of ``before``."""
+    everything = len(before) == rank
+    # Of images all axes: an image less the mean of each channel would have no mean left to tell it by.
+    kept = [axis for axis in before if axis] if rank == 3 and not everything else []
+    after = kept or list(range(1, rank))
+    return after[-1:] if name in KEEP_SHAPE else after
+
+
+def axes(dim: Any, rank: int) -> list[int] | None:
+    """The axes that an argument ``dim`` names, from 0 and in order; ``None`` for what is no number or list of them."""
     if dim is None:
         return list(range(rank))
-    axes = [dim] if isinstance(dim, int) and not isinstance(dim, bool) else dim
-    if not isinstance(axes, list | tuple) or not all(isinstance(axis, int) for axis in axes):
+    named = [dim] if isinstance(dim, int) and not isinstance(dim, bool) else dim
+    if not isinstance(named, list | tuple) or not all(isinstance(axis, int) for axis in named):
         return None
-    return sorted(axis % rank for axis in axes) or list(range(rank))
+    return sorted(axis % rank for axis in named) or list(range(rank))
 
 
 def _take_the_place(old: fx.Node, new: fx.Node, broadcast: tuple[int, ...], values: Mapping[fx.Node, Any]) -> None:

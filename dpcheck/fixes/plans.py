@@ -90,7 +90,7 @@ def for_findings(subject: Subject, unsafe: bool, to: BatchNormTo, statistics: St
         module = subject.model.get_submodule(path)
         found = remedy(diagnostic.code, module, seen, to, _own(subject, diagnostic), statistics.get(path))
         if diagnostic.code in in_forward.CODES and seen is not None and diagnostic.module is not None:
-            found = rewriting(module, seen, _lines(subject, path), diagnostic)
+            found = rewriting(module, seen, lines_of(subject.before, path), diagnostic)
         if isinstance(found, Remedy):
             plans.setdefault((diagnostic.code, path), _to_apply(diagnostic, found, unsafe))
             continue
@@ -118,9 +118,9 @@ def _refuse_others(subject: Subject, statistics: Statistics) -> None:
             )
 
 
-def _lines(subject: Subject, path: str) -> tuple[Location, ...]:
+def lines_of(report: Report, path: str) -> tuple[Location, ...]:
     """Where the forward of a module itself computes over the batch."""
-    found = [d for d in subject.before.diagnostics if d.code in in_forward.CODES and d.module == path]
+    found = [d for d in report.diagnostics if d.code in in_forward.CODES and d.module == path]
     return tuple(dict.fromkeys(at for d in found for at in (d.location, *d.related) if at is not None))
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from torch import nn
 
 from dpcheck.diagnostic import Location
 from dpcheck.fixer import Change, FixResult
+from dpcheck.fixes import in_forward
 from dpcheck.fixes.layers import is_frozen_batch_norm
-from dpcheck.rewrite import norms, sizes, switches
+from dpcheck.fixes.plans import lines_of
+from dpcheck.rewrite import forwards, norms, sizes, switches
 from dpcheck.rewrite.files import Project
 from dpcheck.rewrite.losses import LossFix
 from dpcheck.rewrite.norms import CannotWrite
@@ -74,7 +76,7 @@ class _Planner:
     def __init__(self, target: Target, result: FixResult, to: str) -> None:
         self.target, self.to = target, to
         self.project = Project.of(target.path)
-        self.diagnostics = result.before.diagnostics
+        self.report, self.diagnostics = result.before, result.before.diagnostics
         # A frozen batch norm has no finding: nothing is wrong with the file as it is.
         wrong = {(d.code, d.module or "") for d in self.diagnostics}
         self.changes = [c for c in result.changes if c.applied and (c.code, c.module) in wrong]
@@ -92,11 +94,13 @@ class _Planner:
             self.refused = dict.fromkeys(self.changes, "")
         else:
             self._functional()
+            self._forwards()
             self._constructors()
             self._subclasses()
             self._references()
             self._switches()
             self._freezes()
+            self.refused |= dict.fromkeys(self._left(), "no edit of the file has this effect")
         whole = bool(self.refused) and self._whole()
         page = self._page(str(self.target.path)) if loss else None
         if loss and page:
@@ -108,7 +112,7 @@ class _Planner:
 
     def _left(self, *codes: str) -> list[Change]:
         done = {m.change for m in self.mended} | set(self.refused)
-        return [c for c in self.changes if c not in done and c.code in codes]
+        return [c for c in self.changes if c not in done and (c.code in codes or not codes)]
 
     def _page(self, file: str) -> Page | None:
         if not self.project.holds(file):
@@ -129,14 +133,14 @@ class _Planner:
         first = next((at for at in calls if not is_torch_or_ours(at.file)), None)
         return self._call(first) if first else None
 
-    def _edit(self, page: Page, node: ast.expr, changes: list[Change], make: Callable[[], list[Edit]]) -> None:
+    def _edit(self, page: Page, line: int, changes: list[Change], make: Callable[[], list[Edit]]) -> None:
         """Take the edits of ``make`` for some changes, or note why there are none."""
         try:
             page.edits += make()
         except CannotWrite as error:
-            self.refused |= dict.fromkeys(changes, f"{page.source.path.name}:{node.lineno}: {error}")
+            self.refused |= dict.fromkeys(changes, f"{page.source.path.name}:{line}: {error}")
         else:
-            self.mended |= dict.fromkeys(Mended(change, page.source.path, node.lineno) for change in changes)
+            self.mended |= dict.fromkeys(Mended(change, page.source.path, line) for change in changes)
 
     def _functional(self) -> None:
         for change in self._left("DP101", "DP102"):
@@ -146,9 +150,29 @@ class _Planner:
                 if norms.is_batch_norm_call(page.names, call):
                     key = str(page.source.path), call.end_lineno, call.end_col_offset
                     held = in_order(self.called.get(key, ()))
-                    self._edit(page, call, [change], partial(page.functional, call, held))
+                    self._edit(page, call.lineno, [change], partial(page.functional, call, held))
             if change.code == "DP102" and change not in {m.change for m in self.mended} | set(self.refused):
                 self.refused[change] = "the call of batch norm is not in a file of the project"
+
+    def _forwards(self) -> None:
+        """What forwards compute over the batch themselves: the changes of all modules of a class together."""
+        groups: dict[type, list[Change]] = {}
+        for change in self._left(*in_forward.CODES):
+            groups.setdefault(type(self.target.model.get_submodule(change.module)), []).append(change)
+        for changes in groups.values():
+            lines = {c.module: lines_of(self.report, c.module) for c in changes}
+            places = list(dict.fromkeys(at for found in lines.values() for at in found))
+            pages = {self._page(at.file) for at in places}
+            page = pages.pop()
+            if page is None or pages:
+                files = ", ".join(sorted({Path(at.file).name for at in places}))
+                self.refused |= dict.fromkeys(changes, f"{files}: the lines are not in one file of the project")
+                continue
+            make = cache(partial(forwards.edits, page, self.target, places, lines))
+            for change in changes:
+                found = (d for d in self.diagnostics if (d.code, d.module or "") == (change.code, change.module))
+                line = next((d.location.line for d in found if d.location is not None), places[0].line)
+                self._edit(page, line, [change], make)
 
     def _constructors(self) -> None:
         groups: dict[ast.Call, tuple[Page, type, list[Change]]] = {}
@@ -159,7 +183,7 @@ class _Planner:
             if found and isinstance(kind, type) and norms.is_constructor(kind):
                 groups.setdefault(found[1], (found[0], kind, []))[2].append(change)
         for call, (page, kind, changes) in groups.items():
-            self._edit(page, call, changes, partial(self._constructor, page, call, kind, changes))
+            self._edit(page, call.lineno, changes, partial(self._constructor, page, call, kind, changes))
 
     def _constructor(self, page: Page, call: ast.Call, kind: type, changes: list[Change]) -> list[Edit]:
         built = [path for path, calls in self.target.built.items() if calls and self._call(calls[0]) == (page, call)]
@@ -187,7 +211,7 @@ class _Planner:
 
     def _adapt(self, page: Page, node: ast.expr, kind: type, changes: list[Change]) -> None:
         held = in_order(self.sizes[change.module] for change in changes)
-        self._edit(page, node, changes, partial(page.put_adapter, node, kind, held))
+        self._edit(page, node.lineno, changes, partial(page.put_adapter, node, kind, held))
 
     def _references(self) -> None:
         left = self._left("DP101")
@@ -227,7 +251,7 @@ class _Planner:
                 self.refused[change] = self._where(change.module)
         for call, (page, changes) in groups.items():
             arguments = dict(switches.SWITCHES[change.code] for change in changes)
-            self._edit(page, call, changes, partial(switches.off, page.source, page.names, call, arguments))
+            self._edit(page, call.lineno, changes, partial(switches.off, page.source, page.names, call, arguments))
 
     def _freezes(self) -> None:
         """``nn.Linear(4, 3)`` -> ``nn.Linear(4, 3).requires_grad_(False)``, where no loss reaches what it builds."""
@@ -240,7 +264,7 @@ class _Planner:
             else:
                 self.refused[change] = self._where(change.module)
         for call, (page, changes) in groups.items():
-            self._edit(page, call, changes, partial(self._frozen, page, call))
+            self._edit(page, call.lineno, changes, partial(self._frozen, page, call))
 
     def _frozen(self, page: Page, call: ast.Call) -> list[Edit]:
         built = tuple(f"{path}." for path in self.target.built if self._built(path) == (page, call))
