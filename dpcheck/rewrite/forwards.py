@@ -128,7 +128,7 @@ def _kind(page: Page, edits: Sequence[Edit], old: type) -> type | None:
     space = {"torch": torch, **page.names.space}
     if space.get(old.__name__) is not old:
         return None
-    defined = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    defined: list[ast.stmt] = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     exec(compile(ast.Module(defined, []), str(page.source.path), "exec"), space)
     kind: type = space[old.__name__]
     return kind
