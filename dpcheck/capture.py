@@ -277,7 +277,7 @@ def run_losses(model: nn.Module, loss_fn: LossFn, batch: Any) -> Tensor:
             raise DpcheckError(
                 f"the model or its loss raised on this batch: {type(error).__name__}: {first_line(error)}",
                 where=str(location) if location else None,
-                next="make loss_fn(model, batch) run on this batch first; --traceback shows where it failed",
+                next=getattr(loss_fn, "mend", "make loss_fn(model, batch) run on this batch; --traceback shows where"),
             ) from error
     check_losses(losses, size)
     bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()

@@ -30,8 +30,11 @@ def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a library whose own parts do not fit each other raises anything
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise DpcheckError(f"{name} is not installed", next=f"pip install {name}") from error
         raise DpcheckError(
-            f"{name} cannot be imported: {type(error).__name__}: {error}", next=f"pip install {name}, or mend it"
+            f"{name} cannot be imported: {type(error).__name__}: {error}",
+            next=f"see what `python -c 'import {name}'` says; torchvision, say, must be of the release of this torch",
         ) from error
 
 
@@ -49,7 +52,7 @@ def _timm(target: Named) -> tuple[nn.Module, Sample | None]:
         raise DpcheckError(
             f"timm could not build it: {type(error).__name__}: {error}",
             f"timm:{target.place}",
-            "change what follows the question mark",
+            "change what follows the question mark; for inputs of another size: --input Bx3x64x64",
         ) from error
     size = target.kwargs.get("img_size") or (getattr(model, "default_cfg", None) or {}).get("input_size")
     size = (3, size, size) if isinstance(size, int) else size

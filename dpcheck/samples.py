@@ -69,6 +69,11 @@ def of_options(texts: Sequence[str]) -> Sample:
     return Sample(found, "--input " + " ".join(texts), guessed=False)
 
 
+def like(name: str) -> str:
+    """An example of what ``--input`` says of an argument with such a name."""
+    return {"input_ids": "BxT:int64<100", "input_values": "Bx4000", "pixel_values": "Bx3x64x64"}.get(name, "Bx3x32x32")
+
+
 def _random(shape: list[int], kind: str, text: str) -> Tensor:
     form = _TYPE.fullmatch(kind) if kind else None
     dtype = getattr(torch, form["name"], None) if form else torch.float32 if not kind else None
@@ -136,6 +141,7 @@ class GuessedLoss:
     """The mean square of what the model returns for each sample, over every output that has samples on axis 0."""
 
     words = "the mean square of each sample's outputs"
+    mend = "say what the inputs are, --input NAME:SHAPE once for each, or write loss_fn(model, batch) in a file"
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Losses [B]."""

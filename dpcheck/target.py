@@ -21,7 +21,7 @@ from dpcheck.libraries import build
 from dpcheck.naming import FORMS, Named, named
 from dpcheck.report.places import short
 from dpcheck.rewrite.construction import Built, Calls
-from dpcheck.samples import GuessedLoss, Sample, of_model, of_options
+from dpcheck.samples import GuessedLoss, Sample, like, of_model, of_options
 from dpcheck.supervised import refuse_copies
 from dpcheck.unit import Unit
 
@@ -30,6 +30,7 @@ _HOW_LOSS = """add this to the file:
     def loss_fn(model, batch):
         x, y = batch
         return torch.nn.functional.cross_entropy(model(x), y, reduction="none")  # one loss per sample"""
+_OR_GUESS = "\n\nor have one guessed, and called a guess: --input x:Bx3x32x32"
 _HOW_BATCH = """add this to the file, with a few samples on axis 0 of every tensor:
 
     def sample_batch():
@@ -110,7 +111,11 @@ def load(text: str, inputs: Sequence[str] = ()) -> Target:
     sample = given if given is not None or makes_batch else of_model(model)
     if not callable(loss_fn):
         if sample is None or makes_batch:
-            raise DpcheckError("the file defines no loss_fn(model, batch)", where=str(path), next=_HOW_LOSS)
+            raise DpcheckError(
+                "the file defines no loss_fn(model, batch)",
+                where=str(path),
+                next=_HOW_LOSS + _OR_GUESS * (not makes_batch),
+            )
         return _guessed(target, sample)
     batch = _batch(module, path) if sample is None else sample.batch
     mark = "GUESS: " if sample is not None and sample.guessed else ""
@@ -121,7 +126,8 @@ def load(text: str, inputs: Sequence[str] = ()) -> Target:
 def _guessed(target: Target, sample: Sample | None) -> Target:
     """With a guessed loss, which is called one."""
     if sample is None:
-        raise DpcheckError("nothing says what the inputs are", str(target.path), "--input x:Bx3x32x32, say")
+        name = getattr(target.model, "main_input_name", "x")
+        raise DpcheckError("nothing says what the inputs are", str(target.path), f"--input {name}:{like(name)}, say")
     of = "a guess from" if sample.guessed else "given by"
     return replace(
         target,

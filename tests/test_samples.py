@@ -165,6 +165,28 @@ def test_the_guessed_loss_takes_every_output_with_samples() -> None:
         GuessedLoss()(nn.Flatten(0), {"0": a})
 
 
+def test_a_library_that_is_missing_or_does_not_import(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    monkeypatch.syspath_prepend(str(file.parent))
+    (file.parent / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    with pytest.raises(DpcheckError, match=r"timm cannot be imported: RuntimeError.*torchvision::nms") as caught:
+        load("timm:resnet18")
+    assert "python -c 'import timm'" in str(caught.value)
+    (file.parent / "timm.py").unlink()
+    monkeypatch.setattr(sys, "path", [str(file.parent)])
+    with pytest.raises(DpcheckError, match=r"timm is not installed\n  next: pip install timm"):
+        load("timm:resnet18")
+
+
+def test_a_guessed_input_that_does_not_fit_says_how_to_give_another(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(MODEL)
+    assert main(["m.py"]) == 2
+    assert "called a guess: --input x:Bx3x32x32" in capsys.readouterr().err
+    assert main(["m.py", "--input", "x:Bx5"]) == 2
+    assert "--input NAME:SHAPE once for each" in capsys.readouterr().err
+
+
 def test_a_model_of_timm_is_built_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wiring only, with a stand-in for the library."""
     timm = types.ModuleType("timm")
