@@ -14,7 +14,7 @@ from typing import Any
 from dpcheck.errors import DpcheckError
 from dpcheck.ignores import baseline
 from dpcheck.options.base import ERROR, complain, time_limit
-from dpcheck.report import documents, json
+from dpcheck.report import documents
 from dpcheck.supervise import supervised
 from dpcheck.writing import refuse_unwritable
 
@@ -49,10 +49,11 @@ def run(options: argparse.Namespace, arguments: Sequence[str], run_one: Run = su
             except DpcheckError as error:
                 complain(DpcheckError(error.what, error.where or target, error.next), arguments)
                 codes.append(ERROR)
-            if options.format == "json" and not out.exists():
-                failed = {"target": target, "symbol": "", "ok": False, "passes": False, "error": "see standard error"}
-                texts.append(json.render(failed))
-            texts += [out.read_text(encoding="utf-8").rstrip("\n")] if out.exists() else []
+            if out.exists():
+                texts.append(out.read_text(encoding="utf-8").rstrip("\n"))
+            elif options.format != "full":
+                # Missing from a report, it would pass for clean.
+                texts.append(_format(options.format).failed(target))
             entries += plain_json.loads(known.read_text(encoding="utf-8"))["findings"] if known.exists() else []
     if options.write_baseline:
         baseline.write(Path(options.write_baseline), entries)
@@ -72,10 +73,14 @@ def _inserted(arguments: Sequence[str], extra: Sequence[str]) -> list[str]:
 
 def _joined(format: str, texts: Sequence[str]) -> str:
     """One document from one for each target."""
-    module = importlib.import_module(f"dpcheck.report.{format}")
-    join = getattr(module, "join", None)
+    join = getattr(_format(format), "join", None)
     text: str = join(texts) if join is not None else "\n".join(texts)
     return text
+
+
+def _format(format: str) -> Any:
+    """Its module. A format that nobody asked for is not loaded."""
+    return importlib.import_module(f"dpcheck.report.{format}")
 
 
 def chosen(options: argparse.Namespace) -> list[str]:

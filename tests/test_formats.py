@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import xmlschema
 
 from dpcheck.cli import main
 from dpcheck.diagnostic import Diagnostic, Location, Report
@@ -69,12 +72,61 @@ def _moved(d: Diagnostic) -> Diagnostic:
     return d if at is None else Diagnostic(**{**vars(d), "location": Location(at.file, 1, 1)})
 
 
-def test_junit_can_be_read(report: Report) -> None:
-    root = ElementTree.fromstring(junit.render(report, "sub dir/model.py"))
-    assert (root.get("tests"), root.get("failures")) == ("4", "4")
+GUESS = "GUESS: inputs are a guess\x07"
+
+
+def _junit(text: str) -> ElementTree.Element:
+    """Read, once it is valid by the schema of Jenkins, and its counts and times are sums."""
+    xmlschema.XMLSchema(Path(__file__).parent / "data" / "junit-10.xsd").validate(text)
+    root = ElementTree.fromstring(text)
+    for kind, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error")):
+        counts = [int(suite.get(kind, "")) for suite in root]
+        assert counts == [len(list(suite.iter(tag))) for suite in root] and sum(counts) == int(root.get(kind, ""))
+    assert sum(float(c.get("time", "")) for c in root.iter("testcase")) == pytest.approx(float(root.get("time", "")))
+    return root
+
+
+def test_junit_is_valid_and_counts_right(report: Report) -> None:
+    root = _junit(junit.render(report, "sub dir/model.py"))
     assert [f.get("type") for f in root.iter("failure")] == ["DP103", "DP101", "DP101", "DP902"]
-    clean = ElementTree.fromstring(junit.render(Report("independent", (), (), (), "graph"), "m.py"))
-    assert (clean.get("tests"), clean.get("failures"), len(list(clean.iter("testcase")))) == ("1", "0", 1)
+    clean = junit.render(Report("independent", (), (), (), "graph", (GUESS,)), "m.py")
+    (case,) = _junit(clean).iter("testcase")
+    assert "GUESS" in case.get("name", "")
+    assert len(_junit(junit.join([clean, junit.failed("x.py"), clean]))) == 3
+
+
+# https://docs.gitlab.com/ci/testing/code_quality/, "Code Quality report format".
+_SEVERITIES = ("info", "minor", "major", "critical", "blocker")
+
+
+def _gitlab(text: str) -> list[dict[str, Any]]:
+    """Read, once every field that GitLab names is as it says; a byte order mark would be refused."""
+    assert text.startswith("[")
+    found = json.loads(text)
+    for entry in found:
+        assert set(entry) == {"description", "check_name", "fingerprint", "severity", "location"}
+        assert entry["description"] and entry["check_name"] and entry["severity"] in _SEVERITIES
+        path, begin = entry["location"]["path"], entry["location"]["lines"]["begin"]
+        assert not path.startswith(("./", "/")) and isinstance(begin, int) and begin >= 1
+    assert len({entry["fingerprint"] for entry in found}) == len(found)
+    return list(found)
+
+
+def test_gitlab_s_fields_are_as_gitlab_names_them(report: Report) -> None:
+    assert len(_gitlab(gitlab.render(report, "sub dir/model.py"))) == 4
+    guessed = replace(report, notes=(GUESS,))
+    assert [e["severity"] for e in _gitlab(gitlab.render(guessed, "sub dir/model.py"))] == ["info", *["critical"] * 4]
+
+
+@pytest.mark.parametrize("format", FORMATS.values())
+@pytest.mark.parametrize("verdict", ["independent", "unproven"])
+def test_a_guess_is_in_every_format(format: Any, verdict: Any) -> None:
+    assert "GUESS" in format.render(Report(verdict, (), (), (), "graph", (GUESS,)), "model.py")
+
+
+@pytest.mark.parametrize("format", FORMATS.values())
+def test_a_target_that_failed_is_in_every_format(format: Any) -> None:
+    assert "could not be checked" in format.failed("model.py") and "model" in format.failed("model.py")
 
 
 def test_markdown_keeps_its_table(report: Report) -> None:
@@ -83,18 +135,8 @@ def test_markdown_keeps_its_table(report: Report) -> None:
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in rows)
 
 
-def test_sarif_has_what_code_scanning_needs(report: Report, tmp_path: Path) -> None:
-    document = json.loads(sarif.render(report, "sub dir/model.py"))
-    (run,) = document["runs"]
-    rules = run["tool"]["driver"]["rules"]
-    assert document["version"] == "2.1.0" and document["$schema"].endswith("2.1.0.json")
-    assert len({rule["id"] for rule in rules}) == len(rules)
-    assert all(rule[key]["text"] for rule in rules for key in ("shortDescription", "fullDescription", "help"))
-    for result, d in zip(run["results"], report.diagnostics, strict=True):
-        assert rules[result["ruleIndex"]]["id"] == result["ruleId"] == d.code
-        assert result["message"]["text"] and result["partialFingerprints"]
-        region = result["locations"][0]["physicalLocation"]["region"]
-        assert 1 <= region["startLine"] <= region["endLine"]
+def test_sarif_places_are_in_characters_below_the_root(report: Report, tmp_path: Path) -> None:
+    (run,) = json.loads(sarif.render(report, "sub dir/model.py"))["runs"]
     first, second = (r["locations"][0]["physicalLocation"] for r in run["results"][:2])
     assert first["artifactLocation"] == {"uri": "sub%20dir/model.py", "uriBaseId": "ROOT"}
     # "y" is the 13th character, behind a letter of two bytes; its span ends behind it.

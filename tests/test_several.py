@@ -46,10 +46,10 @@ def test_one_document_of_all(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "no such file: c.py" in captured.err
     assert run("a/model.py", "b/model.py", "--format", "sarif", "--output-file", "out.sarif") == 1
     runs = json.loads((folder / "out.sarif").read_text())["runs"]
-    assert [len(r["results"]) for r in runs] == [0, 1]
-    assert run("a/model.py", "b/model.py", "--format", "junit") == 1
+    assert [len(r["results"]) for r in runs] == [1]
+    assert run("a/model.py", "b/model.py", "c.py", "--format", "junit") == 2
     root = ElementTree.fromstring(capsys.readouterr().out)
-    assert (root.get("tests"), root.get("failures"), len(root)) == ("2", "1", 2)
+    assert (root.get("tests"), root.get("failures"), root.get("errors"), len(root)) == ("3", "1", "1", 3)
     assert run("a/model.py", "b/model.py") == 1
     assert "2 targets: 1 passed, 1 with findings, 0 with an error" in capsys.readouterr().out
 

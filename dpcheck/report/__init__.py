@@ -10,6 +10,9 @@ from rich.console import Console
 
 from dpcheck.diagnostic import Report
 
+# Of a target among several that has no report.
+NOT_CHECKED = "could not be checked: an error, see standard error"
+
 # Of tables that go to a file or a pipe.
 _WIDTH = 120
 

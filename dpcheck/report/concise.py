@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpcheck.diagnostic import Report
-from dpcheck.report import guess_of, ignored_in_words, tally
+from dpcheck.report import NOT_CHECKED, guess_of, ignored_in_words, tally
 from dpcheck.report.places import place_of_finding
 
 
@@ -17,6 +17,11 @@ def render(report: Report, target: str) -> str:
     by = f": {', '.join(ignored_in_words(report))}" if report.ignored else ""
     by += f"; {guess}" if (guess := guess_of(report)) else ""
     return "\n".join([*lines, f"{report.verdict}, {tally(report)}{_line(by)}"])
+
+
+def failed(target: str) -> str:
+    """One line."""
+    return f"{target} {NOT_CHECKED}"
 
 
 def _line(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpcheck.diagnostic import Report
-from dpcheck.report import guess_of, ignored_in_words
+from dpcheck.report import NOT_CHECKED, guess_of, ignored_in_words
 from dpcheck.report.places import place_of_finding, told
 
 
@@ -21,6 +21,11 @@ def render(report: Report, target: str) -> str:
     by = "".join(f"\nignored: {line}" for line in ignored_in_words(report))
     by += f"\n{guess}" if (guess := guess_of(report)) else ""
     return "\n".join([*lines, f"::notice title=dpcheck::{_data(f'{target}: {report.verdict}{by}')}"])
+
+
+def failed(target: str) -> str:
+    """One ``::error`` command."""
+    return f"::error title=dpcheck::{_data(f'{target} {NOT_CHECKED}')}"
 
 
 def _data(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dpcheck import __version__
 from dpcheck.diagnostic import Report
+from dpcheck.report import NOT_CHECKED
 
 SCHEMA = 1
 
@@ -23,6 +24,11 @@ def render(document: Mapping[str, Any]) -> str:
     Numbers that are not finite are the strings ``inf``, ``-inf`` and ``nan``.
     """
     return json.dumps({"schema": SCHEMA, "version": __version__, **plain(document)}, indent=2)
+
+
+def failed(target: str) -> str:
+    """The document of a target that could not be checked."""
+    return render({"target": target, "symbol": "", "ok": False, "passes": False, "error": NOT_CHECKED})
 
 
 def plain(value: Any) -> Any:

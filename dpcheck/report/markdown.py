@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpcheck.diagnostic import Report
-from dpcheck.report import ignored_in_words
+from dpcheck.report import NOT_CHECKED, ignored_in_words
 from dpcheck.report.full import METHOD, verdict_of
 from dpcheck.report.places import place_of_finding, told
 
@@ -22,6 +22,11 @@ def render(report: Report, target: str) -> str:
         lines.append(f"| {d.code} {d.name} | `{at.path}:{at.line}` | {_cell(told(d))} |")
     lines += [f"\n- ignored: {_cell(line)}" for line in ignored_in_words(report)]
     return "\n".join([*lines, *(f"\n- {_cell(note)}" for note in report.notes)])
+
+
+def failed(target: str) -> str:
+    """A heading, and that there is no verdict."""
+    return f"## dpcheck: {_cell(target)}\n\n**error**: {NOT_CHECKED}."
 
 
 def _cell(text: str) -> str:

@@ -16,6 +16,7 @@ class Place:
 
     Attributes:
         path: with slashes, relative to the working folder if it is below it.
+        width: characters of the last line, at least 1; an empty line has its end.
     """
 
     path: str
@@ -23,6 +24,7 @@ class Place:
     end_line: int
     column: int | None = None
     end_column: int | None = None
+    width: int = 1
 
 
 def place_of(location: Location) -> Place:
@@ -30,7 +32,8 @@ def place_of(location: Location) -> Place:
     end_line = location.end_line or location.line
     column = _character(location.file, location.line, location.column)
     end = _character(location.file, end_line, location.end_column)
-    return Place(path_of(location.file), location.line, end_line, column, end if column is not None else None)
+    width = max(1, len(linecache.getline(location.file, end_line).rstrip("\r\n")))
+    return Place(path_of(location.file), location.line, end_line, column, end if column is not None else None, width)
 
 
 def place_of_finding(d: Diagnostic, target: str) -> Place:

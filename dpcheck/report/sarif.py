@@ -11,7 +11,7 @@ from urllib.parse import quote
 from dpcheck import __version__
 from dpcheck.diagnostic import Diagnostic, Report
 from dpcheck.registry import Rule
-from dpcheck.report import guess_of
+from dpcheck.report import NOT_CHECKED, guess_of
 from dpcheck.report.places import Place, place_of, place_of_finding, told
 from dpcheck.report.prints import fingerprints
 from dpcheck.rules import RULES
@@ -23,14 +23,14 @@ def render(report: Report, target: str) -> str:
     """One run with every rule and a result for each finding. Columns are in characters, from 1."""
     rules = sorted(RULES, key=lambda rule: rule.code)
     index = {rule.code: i for i, rule in enumerate(rules)}
-    results = []
+    guess, results = guess_of(report), []
     for d, fingerprint in zip(report.diagnostics, fingerprints(report, target), strict=True):
         results.append(
             {
                 "ruleId": d.code,
                 "ruleIndex": index[d.code],
                 "level": "error",
-                "message": {"text": told(d)},
+                "message": {"text": told(d) + (f" ({guess})" if guess else "")},
                 "locations": [_location(place_of_finding(d, target))],
                 "relatedLocations": [_location(place_of(at)) for at in d.related],
                 "partialFingerprints": {"dpcheck/v1": fingerprint},
@@ -38,13 +38,33 @@ def render(report: Report, target: str) -> str:
                 "properties": {"module": d.module, "parameter": d.parameter, "buffer": d.buffer, "op": d.op},
             }
         )
-    driver = {"name": "dpcheck", "version": __version__, "rules": [_rule(rule) for rule in rules]}
+    told_too = [_notification("note", f"{target}: {guess}")] if guess else []
+    about = {"target": target, "verdict": report.verdict, "method": report.method, "guess": guess}
+    return _document(rules, results, {"executionSuccessful": True, "toolExecutionNotifications": told_too}, about)
+
+
+def failed(target: str) -> str:
+    """A run without results, of which it is said that it was not a success."""
+    rules = sorted(RULES, key=lambda rule: rule.code)
+    told_too = [_notification("error", f"{target} {NOT_CHECKED}")]
+    invocation = {"executionSuccessful": False, "toolExecutionNotifications": told_too}
+    return _document(rules, [], invocation, {"target": target, "error": NOT_CHECKED})
+
+
+def _notification(level: str, text: str) -> dict[str, Any]:
+    return {"level": level, "message": {"text": text}}
+
+
+def _document(
+    rules: Sequence[Rule], results: Sequence[dict[str, Any]], invocation: dict[str, Any], about: dict[str, Any]
+) -> str:
     run = {
-        "tool": {"driver": driver},
+        "tool": {"driver": {"name": "dpcheck", "version": __version__, "rules": [_rule(rule) for rule in rules]}},
+        "invocations": [invocation],
         "columnKind": "unicodeCodePoints",
         "originalUriBaseIds": {"ROOT": {"uri": Path.cwd().as_uri() + "/"}},
         "results": results,
-        "properties": {"target": target, "verdict": report.verdict, "method": report.method, "guess": guess_of(report)},
+        "properties": {"targets": [about]},
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
 
@@ -72,15 +92,20 @@ def _rule(rule: Rule) -> dict[str, Any]:
 
 
 def _location(at: Place) -> dict[str, Any]:
-    region = {"startLine": at.line, "startColumn": at.column, "endLine": at.end_line, "endColumn": at.end_column}
+    # The whole line where no column is known: by the standard the same as none, but code scanning wants them.
+    start, end = at.column or 1, at.end_column or at.width + 1
+    region = {"startLine": at.line, "startColumn": start, "endLine": at.end_line, "endColumn": end}
     outside = at.path.startswith("/") or at.path[1:2] == ":"
     artifact = {"uri": Path(at.path).as_uri()} if outside else {"uri": quote(at.path), "uriBaseId": "ROOT"}
-    kept = {name: value for name, value in region.items() if value is not None}
-    return {"physicalLocation": {"artifactLocation": artifact, "region": kept}}
+    return {"physicalLocation": {"artifactLocation": artifact, "region": region}}
 
 
 def join(texts: Sequence[str]) -> str:
-    """One document of several."""
-    documents = [json.loads(text) for text in texts]
-    whole = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run for d in documents for run in d["runs"]]}
-    return json.dumps(whole, indent=2)
+    """One document of several, with one run: code scanning refuses several runs of one tool in a file."""
+    first, *others = (json.loads(text) for text in texts)
+    run = first["runs"][0]
+    for more in (document["runs"][0] for document in others):
+        run["results"] += more["results"]
+        run["invocations"] += more["invocations"]
+        run["properties"]["targets"] += more["properties"]["targets"]
+    return json.dumps(first, indent=2)
