@@ -87,9 +87,11 @@ class BatchStatistics(Rule):
     Fix safety
     ----------
     Unsafe: where torch.fx traces the forward of the module, the statistic is taken over the axes of each sample. In the
-    file the expression is edited where that is the very same, else the model is put through `dpcheck.fix`. Scans and
-    sorts over the samples, and forwards that cannot be traced, are for you to change: what the statistic is for
-    decides what may replace it.
+    file the expression is edited where that is the very same, else the model is put through `dpcheck.fix`. Where only
+    numbers in the output follow from the statistics (balancing losses of mixtures of experts), they are taken over the
+    tokens of each sample, and each sample gets the number that it alone would have given. Scans and sorts over the
+    samples, and forwards that cannot be traced, are for you to change: what the statistic is for decides what may
+    replace it.
 
     References
     ----------

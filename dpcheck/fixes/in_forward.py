@@ -1,7 +1,8 @@
 """What a forward computes over the batch itself: the module's own forward is rewritten where torch.fx traces it.
 
 Only the lines of the findings are touched. The module keeps its type, its children and its methods; its forward
-becomes the traced one, with statistics over each sample's own axes and with sizes of the batch as constants.
+becomes the traced one, with statistics over each sample's own axes, with sizes of the batch as constants, and with a
+number for each sample where statistics only led to one for the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dpcheck.capture import first_line
 from dpcheck.determinism import FixedChance
 from dpcheck.diagnostic import Location
 from dpcheck.errors import DpcheckError
-from dpcheck.fixes import own_axes, sizes
+from dpcheck.fixes import own_axes, own_tokens, sizes
 from dpcheck.fixes.copying import duplicate
 from dpcheck.fixes.mixing import mixed
 from dpcheck.fixes.trial import Seen
@@ -85,19 +86,23 @@ def _rewritten(
         copy = duplicate(module).model
         copy.training = mode
         graph = call.traced(copy)
-        if not _same(call.output(copy, copy.forward), call.output(copy, call.forward(graph, copy))):
+        before = call.output(copy, copy.forward)
+        if not _same(before, call.output(copy, call.forward(graph, copy))):
             raise DpcheckError("the forward that torch.fx traces is another function")
-        clauses |= dict.fromkeys(_change(graph, call.values(copy, graph), lines))
+        clauses |= dict.fromkeys(_change(graph, call.values(copy, graph), lines, call.rows))
         forwards[mode] = call.forward(graph)
+        call.refuse_other_numbers(copy, before, call.output(copy, call.forward(graph, copy)))
     if not clauses:
         raise DpcheckError("the line holds no statistic that could be taken over one sample")
     return forwards, tuple(clauses)
 
 
-def _change(graph: fx.Graph, values: Mapping[fx.Node, Any], lines: Collection[Location]) -> list[str]:
-    clauses = []
-    for node in list(graph.nodes):
-        if any(_is_at(node, line) for line in lines):
+def _change(graph: fx.Graph, values: Mapping[fx.Node, Any], lines: Collection[Location], rows: int) -> list[str]:
+    nodes = [node for node in graph.nodes if any(_is_at(node, line) for line in lines)]
+    numbers = own_tokens.of_numbers(graph, nodes, values)
+    clauses = own_tokens.apart(graph, numbers, values, rows) if numbers else []
+    for node in nodes:
+        if node in graph.nodes:
             clause = sizes.fixed(node, values) or own_axes.reduced(graph, node, values)
             clauses += [clause] if clause else []
     graph.lint()
@@ -114,6 +119,12 @@ def _same(old: list[Any], new: list[Any]) -> bool:
         torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
         for a, b in zip(old, new, strict=True)
     )
+
+
+def _is_spread(old: Any, new: Any, rows: int) -> bool:
+    """Whether a number for the batch has become one for each sample."""
+    both = isinstance(old, Tensor) and isinstance(new, Tensor)
+    return both and old.dim() == 0 and new.shape == (rows,)
 
 
 class _Call:
@@ -133,6 +144,7 @@ class _Call:
         self.others = {name: value for name, value in given.items() if name not in self.tensors}
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(self.others)):
             raise DpcheckError("its forward takes containers of tensors")
+        self.rows = next((len(given[name]) for name in self.tensors if given[name].dim()), 0)
 
     def _bound(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         bound = self.signature.bind(*args, **kwargs)
@@ -179,11 +191,27 @@ class _Call:
         self_call = self
         return forward if owner is None else lambda *args, **kwargs: forward(owner, *args, **kwargs)
 
-    def output(self, module: nn.Module, forward: Callable[..., Any]) -> list[Any]:
-        """The leaves of what the call gave, with fixed chance."""
-        args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (self.seen.args, dict(self.seen.kwargs)))
+    def output(self, module: nn.Module, forward: Callable[..., Any], row: int | None = None) -> list[Any]:
+        """The leaves of what the call gave, with fixed chance; of one sample alone, if ``row`` is one."""
+
+        def given(t: Tensor) -> Tensor:
+            return t.clone() if row is None or t.shape[:1] != (self.rows,) else t[row : row + 1].clone()
+
+        args, kwargs = pytree.tree_map_only(Tensor, given, (self.seen.args, dict(self.seen.kwargs)))
         with sandbox(module), torch.no_grad(), FixedChance():
             return pytree.tree_leaves(forward(*args, **kwargs))
+
+    def refuse_other_numbers(self, module: nn.Module, old: list[Any], new: list[Any]) -> None:
+        """Where there was one number and is one for each sample now, it is what the sample alone would have given.
+
+        Raises:
+            DpcheckError: if not.
+        """
+        single = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if _is_spread(a, b, self.rows)]
+        for row in range(self.rows if single else 0):
+            alone = self.output(module, module.forward, row)
+            if any(not torch.allclose(alone[i], new[i][row], rtol=1e-4, atol=1e-6) for i in single):
+                raise DpcheckError("the numbers of single samples are others than those of batches of one")
 
     def values(self, module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Any]:
         """What every node of the graph holds in the call that was seen."""

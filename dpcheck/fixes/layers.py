@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dpcheck.capture import first_line
 from dpcheck.diagnostic import Applicability, BatchNormTo, Diagnostic, Location
 from dpcheck.errors import DpcheckError
 from dpcheck.fixes import batch_norm, in_forward
+from dpcheck.fixes.advice import advice
 from dpcheck.fixes.buffers import keep_buffers
 from dpcheck.fixes.trial import Seen
 
@@ -90,10 +90,7 @@ def rewriting(module: nn.Module, seen: Seen, lines: Sequence[Location], finding:
         clauses = in_forward.changes(module, seen, lines)
     except Exception as error:  # whatever the user's forward does when it is traced
         why = error.what if isinstance(error, DpcheckError) else f"{type(error).__name__}: {first_line(error)}"
-        at, text = finding.location, ""
-        if at is not None:
-            text = f" at {at}: `{linecache.getline(at.file, at.line).strip()}`"
-        return Refusal(finding.message, f"no automatic fix{text} ({why}): {finding.help}")
+        return Refusal(finding.message, advice(finding, why))
     what = f"in the forward, {'; '.join(clauses)}. {CHANGES}"
     return Remedy(what, "unsafe", partial(in_forward.rewrite, seen=seen, lines=lines))
 

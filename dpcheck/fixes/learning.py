@@ -13,31 +13,32 @@ from dpcheck.fixes.copying import duplicate
 from dpcheck.sandbox import sandbox
 
 STEPS, RATE = 20, 1e-3
-# By this much of itself the loss falls in a few steps of any model that learns.
-FALL = 0.01
+# By the first much of itself the loss falls in a few steps of a model that learns; by the second, of one that may.
+FALLS, MAY_FALL = 0.01, 1e-4
 
 
 def why_not_learning(old: nn.Module, new: nn.Module, loss_fn: LossFn, batch: Any) -> str | None:
     """Train copies on one small batch, without privacy; both models are untouched.
 
     Returns:
-        What is wrong, if the mean loss of ``new`` does not fall by 1 % within 20 steps of Adam while that of ``old``
-        does; ``None`` otherwise (a loss that is at its least already falls for neither).
+        What is wrong, if the mean loss of ``new`` does not fall within 20 steps of Adam, by a hundredth of a percent
+        at least, while that of ``old`` falls by 1 %; ``None`` otherwise (a loss that is at its least falls for
+        neither).
     """
     try:
-        if _learns(new, loss_fn, batch):
+        if _learns(new, loss_fn, batch, MAY_FALL):
             return None
     except Exception as error:  # a class of the user's may refuse in any way
         return f"a step of Adam raised {type(error).__name__}: {first_line(error)}"
     try:
-        if not _learns(old, loss_fn, batch):
+        if not _learns(old, loss_fn, batch, FALLS):
             return None
     except Exception:
         return None
     return f"{STEPS} steps of Adam on the batch lower the loss of the given model, and not that of the fixed one"
 
 
-def _learns(model: nn.Module, loss_fn: LossFn, batch: Any) -> bool:
+def _learns(model: nn.Module, loss_fn: LossFn, batch: Any, fall: float) -> bool:
     copy = duplicate(model).model
     trainable = [p for p in copy.parameters() if p.requires_grad]
     if not trainable:
@@ -46,10 +47,10 @@ def _learns(model: nn.Module, loss_fn: LossFn, batch: Any) -> bool:
     first: float | None = None
     for _ in range(STEPS + 1):
         with sandbox(copy), torch.enable_grad(), FixedChance():  # the same dropout in every step
-            loss = loss_fn(copy, batch).mean()
+            loss = loss_fn(copy, batch).double().mean()
             value = float(loss.detach())
             first = value if first is None else first
-            if value < first - FALL * abs(first):
+            if value < first - fall * abs(first):
                 return True
             optimizer.zero_grad()
             loss.backward()

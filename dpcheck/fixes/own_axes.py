@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,12 +34,29 @@ _DROPPED = frozenset({"keepdim", "_stacklevel"})
 _OTHERS = frozenset({"correction", "eps", "ord", "p", "unbiased", "dtype"})
 
 
-def reduced(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, Any]) -> str | None:
-    """Where a node is a statistic over axis 0, it is taken over the other axes of its input, and this is said.
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic that a graph takes.
 
-    ``x.mean(0)`` of [B, D] becomes ``x.mean(1, keepdim=True)``, ``x.mean((0, 1))`` of [B, T, D] that over 1, and
-    ``x.var((0, 2, 3))`` of [B, C, H, W] that over (1, 2, 3). The reduced axes stay, with length 1, so that the result
-    fits ``x`` sample by sample.
+    Attributes:
+        name: as in :data:`STATISTICS`.
+        function: what computes it.
+        tensor: what it is taken of.
+        before: the axes over which it is taken.
+        named: whether the call names these.
+        options: its other arguments.
+    """
+
+    name: str
+    function: Any
+    tensor: Tensor
+    before: list[int]
+    named: bool
+    options: Mapping[str, Any]
+
+
+def of_node(node: fx.Node, values: Mapping[fx.Node, Any]) -> Statistic | None:
+    """The statistic that a node takes of a tensor with axes besides that of the samples, if it does.
 
     Args:
         values: what every node holds in one call.
@@ -53,15 +71,29 @@ def reduced(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, Any]) -> st
     axis = given.pop("axis", None)
     before = axes(given.pop("dim", axis), x.dim())
     given = {key: value for key, value in given.items() if key not in _DROPPED and value is not None}
-    if before is None or 0 not in before or not set(given) <= _OTHERS:
+    if before is None or not set(given) <= _OTHERS:
         return None
+    return Statistic(name, function, x, before, len(node.args) > 1 or bool(node.kwargs), given)
+
+
+def reduced(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, Any]) -> str | None:
+    """Where a node is a statistic over axis 0, it is taken over the other axes of its input, and this is said.
+
+    ``x.mean(0)`` of [B, D] becomes ``x.mean(1, keepdim=True)``, ``x.mean((0, 1))`` of [B, T, D] that over 1, and
+    ``x.var((0, 2, 3))`` of [B, C, H, W] that over (1, 2, 3). The reduced axes stay, with length 1, so that the result
+    fits ``x`` sample by sample.
+    """
+    statistic = of_node(node, values)
+    if statistic is None or 0 not in statistic.before:
+        return None
+    name, function, x, before = statistic.name, statistic.function, statistic.tensor, statistic.before
     after = of_one_sample(name, before, x.dim())
-    if name in EXTREMES and len(node.args) == 1 and not node.kwargs:
+    if name in EXTREMES and not statistic.named:
         function = EXTREMES[name]
     elif name in EXTREMES and len(after) > 1:
         return None
     single = name in KEEP_SHAPE or function in (torch.max, torch.min)
-    options = {**given, "dim": after[0] if single else tuple(after)}
+    options = {**statistic.options, "dim": after[0] if single else tuple(after)}
     if name not in KEEP_SHAPE:
         options["keepdim"] = True
     with graph.inserting_before(node):

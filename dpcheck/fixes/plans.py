@@ -12,6 +12,7 @@ from dpcheck.capture import LossFn
 from dpcheck.diagnostic import Applicability, BatchNormTo, Diagnostic, Location, Report
 from dpcheck.errors import DpcheckError
 from dpcheck.fixes import batch_norm, in_forward, standardised
+from dpcheck.fixes.advice import advice
 from dpcheck.fixes.batch_norm import Statistics
 from dpcheck.fixes.layers import CHANGES, Refusal, Remedy, remedy, rewriting
 from dpcheck.fixes.trial import Seen
@@ -94,7 +95,7 @@ def for_findings(subject: Subject, unsafe: bool, to: BatchNormTo, statistics: St
         if isinstance(found, Remedy):
             plans.setdefault((diagnostic.code, path), _to_apply(diagnostic, found, unsafe))
             continue
-        what, reason = diagnostic.message, _advice(diagnostic)
+        what, reason = diagnostic.message, advice(diagnostic)
         if isinstance(found, Refusal):
             what, reason = found.what, found.reason
         change = Change(diagnostic.code, path, what, "display-only", False, reason, diagnostic.parameter)
@@ -137,12 +138,6 @@ def _to_apply(diagnostic: Diagnostic, found: Remedy, unsafe: bool) -> Plan:
     path, parameter = diagnostic.module or "", diagnostic.parameter
     change = Change(diagnostic.code, path, found.what, found.applicability, allowed, refused, parameter)
     return Plan(change, found.apply)
-
-
-def _advice(diagnostic: Diagnostic) -> str:
-    """What the user can do where no layer can be swapped."""
-    at = f" at {diagnostic.location}" if diagnostic.location else ""
-    return f"no automatic fix{at}" + (f": {diagnostic.help}" if diagnostic.help else "")
 
 
 def for_frozen(path: str, module: nn.Module) -> Plan:

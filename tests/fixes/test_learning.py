@@ -45,6 +45,12 @@ def test_a_norm_that_trains_backwards_is_found(monkeypatch: pytest.MonkeyPatch) 
     assert bad.problem.endswith("lower the loss of the given model, and not that of the fixed one")
 
 
+def test_one_that_learns_slowly_is_not_blamed() -> None:
+    """With a softmax before it a layer needs many more steps."""
+    slow = nn.Sequential(nn.Softmax(dim=1), nn.Linear(4, 3))
+    assert why_not_learning(net(), slow, cross_entropy, BATCH) is None
+
+
 def test_the_models_are_untouched_and_dropout_is_no_obstacle() -> None:
     model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.9), nn.Linear(16, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}

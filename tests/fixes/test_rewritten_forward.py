@@ -118,7 +118,8 @@ def test_what_cannot_be_rewritten_is_shown_with_its_line_and_a_suggestion() -> N
     _, result = fixed(scanned, ROWS)
     (change,) = result.changes
     assert not change.applied and change.reason is not None
-    assert "`return h.cumsum(0)`" in change.reason and "over the axes of one sample" in change.reason
+    assert "`return h.cumsum(0)` (what a sample gets there is told by those before it" in change.reason
+    assert "over the axes of one sample" in change.reason and change.reason.endswith("it is `h.cumsum(-1)`")
     for model, why in ((Counting(4), "changes Python state"), (Branching(4), "makes tensors|cannot trace")):
         result = dpcheck.fix(model, cross_entropy, (ROWS, Y), unsafe=True)
         (change,) = result.changes
