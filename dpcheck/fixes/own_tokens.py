@@ -86,7 +86,7 @@ def _of_each_sample(graph: fx.Graph, node: fx.Node, statistic: Statistic, size: 
 def _group_rows_of_layers(graph: fx.Graph, values: Mapping[fx.Node, Any], size: fx.Node, rows: int) -> None:
     """Rows of several layers one after the other, [L * B * T, E], are put in the order of samples."""
     for node in list(graph.nodes):
-        parts = node.args[0] if node.target in (torch.cat, torch.concat) and node.args else None
+        parts: Any = node.args[0] if node.target in (torch.cat, torch.concat) and node.args else None
         axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         held = [values.get(part) for part in parts] if isinstance(parts, list | tuple) else []
         if axis != 0 or len(held) < 2 or any(not isinstance(t, Tensor) or t.shape[0] % rows for t in held):
