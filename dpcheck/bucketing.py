@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 
 CollateFn = Callable[[list[Any]], Any]
 
@@ -100,7 +100,7 @@ class Bucketed:
         rank = t.dim() if isinstance(t, Tensor) else 0
         missing = size - t.shape[self.axis] if rank > self.axis else -1
         if missing < 0:
-            given = f"of shape {list(t.shape)}" if isinstance(t, Tensor) else f"a {type(t).__name__}"
+            given = f"of shape {list(t.shape)}" if isinstance(t, Tensor) else f"{a_type(t)}"
             raise DpcheckError(
                 f"batch{name} is {given}: axis {self.axis} cannot be padded to {size}",
                 where="bucketed(pad=..., axis=...)",

@@ -72,7 +72,9 @@ def planned(
             raise DpcheckError(f"{name} {value} is not positive", where=name)
     if batch_size > dataset_size:
         raise DpcheckError(
-            f"--batch-size {batch_size} is more than --dataset-size {dataset_size}", where="--batch-size"
+            f"--batch-size {batch_size} is more than --dataset-size {dataset_size}",
+            where="--batch-size",
+            next="pass another --batch-size",
         )
     _one_of("--epochs", epochs, "--steps", steps)
     _one_of("--target-epsilon", target_epsilon, "--noise-multiplier", noise)

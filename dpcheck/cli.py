@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from dpcheck.errors import DpcheckError
+from dpcheck.options import COMMANDS as COMMANDS
 from dpcheck.options.base import CLEAN, ERROR, FINDINGS, complain, time_limit
 from dpcheck.supervise import supervised
 
 __all__ = ["CLEAN", "ERROR", "FINDINGS", "main"]
-
-# Each is a module of dpcheck.options with a function main(arguments) -> exit code.
-COMMANDS = ("rule", "plan", "verify", "audit", "explain", "train", "budget", "completion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,10 +12,11 @@ import torch
 from torch.optim import Optimizer
 
 from dpcheck.capture import run_losses
+from dpcheck.certificate import Certificate
 from dpcheck.engine.kinds import Clipping
 from dpcheck.engine.sampling import Loader
 from dpcheck.engine.settings import settle
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 from dpcheck.options.train import resuming
 from dpcheck.records import map_style, unit_of
 from dpcheck.resuming import Keeping, kept_in
@@ -108,12 +109,15 @@ def settings_of(target: Target, options: argparse.Namespace) -> Settings:
         raise DpcheckError("the file defines no train_dataset()", where=path, next=_HOW_DATASET)
     with blaming("train_dataset() raised", target.path):
         dataset = make_dataset()
+    certificate = getattr(options, "train_certificate", None)
+    if certificate is not None:
+        Certificate.load(certificate)
     keeping, ledger = kept_in(options, lambda path: resuming(options, str(path)))
     settings = Settings(
         **values,
         secure=getattr(options, "train_secure", False),
         ledger=ledger,
-        certificate=getattr(options, "train_certificate", None),
+        certificate=certificate,
         seed=options.seed,
         baseline=not options.no_baseline,
         dataset=map_style(dataset),
@@ -191,7 +195,7 @@ def _optimizer(target: Target, lr: float | None) -> Callable[[Any], Optimizer]:
             optimizer: Optimizer = make(parameters)
         if not isinstance(optimizer, Optimizer):
             raise DpcheckError(
-                f"make_optimizer() returned a {type(optimizer).__name__}, not a torch optimizer",
+                f"make_optimizer() returned {a_type(optimizer)}, not a torch optimizer",
                 where=str(target.path),
                 next="return torch.optim.SGD(parameters, lr=0.5), say",
             )

@@ -24,3 +24,9 @@ class DpcheckError(Exception):
         if self.next:
             lines.append(f"  next: {self.next}")
         return lines
+
+
+def a_type(value: object) -> str:
+    """The type of a value with its article, such as ``an int``, for messages."""
+    name = type(value).__name__
+    return f"a{'n' * name.lower().startswith(tuple('aeio'))} {name}"

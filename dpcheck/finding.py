@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dpcheck.blame import blaming
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 from dpcheck.naming import Named
 from dpcheck.supervised import refuse_copies
 
@@ -68,9 +68,7 @@ def built(name: str, found: Any, path: Path) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        raise DpcheckError(
-            f"{name} is a {type(found).__name__}, not a model", where=f"{path}:{name}", next="name an nn.Module"
-        )
+        raise DpcheckError(f"{name} is {a_type(found)}, not a model", where=f"{path}:{name}", next="name an nn.Module")
     needed = [
         p.name
         for p in inspect.signature(found).parameters.values()
@@ -87,7 +85,7 @@ def built(name: str, found: Any, path: Path) -> nn.Module:
         refuse_copies()
     if not isinstance(model, nn.Module):
         raise DpcheckError(
-            f"{name}() returned a {type(model).__name__}, not an nn.Module",
+            f"{name}() returned {a_type(model)}, not an nn.Module",
             where=f"{path}:{name}",
             next="return the model from it",
         )
@@ -99,7 +97,9 @@ def called(name: str, found: Any, path: Path, what: Named) -> nn.Module:
     if not what.call:
         return built(name, found, path)
     if not callable(found) or isinstance(found, nn.Module):
-        raise DpcheckError(f"{name} is a {type(found).__name__} and takes no arguments here", f"{path}:{name}", "")
+        raise DpcheckError(
+            f"{name} is {a_type(found)} and takes no arguments here", f"{path}:{name}", f"dpcheck {path}:{name}"
+        )
     with blaming(f"{name}() raised", path):
         model = found(*what.args, **what.kwargs)
         refuse_copies()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,7 +42,7 @@ def tensors(batch: Any) -> list[tuple[str, Tensor]]:
     found = [(pytree.keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
     if not found:
         raise DpcheckError(
-            f"the batch holds no tensor (it is a {type(batch).__name__})",
+            f"the batch holds no tensor (it is {a_type(batch)})",
             next="pass a tensor, or a tuple, list or dict of tensors with samples on axis 0",
         )
     for path, leaf in found:

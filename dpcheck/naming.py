@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpcheck.errors import DpcheckError
+from dpcheck.options import COMMANDS
 
 FORMS = "model.py, model.py:SYMBOL, package.module:factory(8, deep=True), hf:DIR?num_hidden_layers=2 or timm:NAME"
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -69,7 +71,13 @@ def existing(text: str) -> Path:
         hint = f"name one of its files, such as {path / files[0]}" if files else "name a Python file"
         raise DpcheckError(f"{text} is a directory", next=hint)
     if not _exists(text):
-        raise DpcheckError(f"no such file: {text}", next=f"a target is {FORMS}")
+        near = difflib.get_close_matches(text, COMMANDS, n=1)
+        meant = (
+            f"did you mean `dpcheck {near[0]}`? commands are {', '.join(COMMANDS)}; "
+            if text.isidentifier() and near
+            else ""
+        )
+        raise DpcheckError(f"no such file: {text}", next=f"{meant}a target is {FORMS}")
     if path.suffix != ".py":
         raise DpcheckError(f"{text} is not a Python file", next=f"a target is {FORMS}")
     return path

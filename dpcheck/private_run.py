@@ -16,7 +16,7 @@ from dpcheck.config import REPORTS, Settings
 from dpcheck.engine.checkpoint import write_state
 from dpcheck.engine.sampling import Loader
 from dpcheck.engine.trainer import PrivacyEngine
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 from dpcheck.fixes.copying import duplicate
 from dpcheck.records import UserData
 from dpcheck.report.documents import write
@@ -158,7 +158,7 @@ def _evaluate(target: Target, model: nn.Module, settings: Settings) -> dict[str,
         module.training = mode
     if not isinstance(metrics, dict):
         raise DpcheckError(
-            f"evaluate(model) returned a {type(metrics).__name__}, not a dictionary of numbers",
+            f"evaluate(model) returned {a_type(metrics)}, not a dictionary of numbers",
             where=str(target.path),
             next='return {"test accuracy": accuracy}, say',
         )

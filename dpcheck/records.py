@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, default_collate
 
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 from dpcheck.unit import Unit
 
 CollateFn = Callable[[list[Any]], Any]
@@ -101,7 +101,7 @@ def unit_of(dataset: Any, unit: Unit | None) -> Unit:
         DpcheckError: if a data set of users is declared to have another unit, or ``unit`` is not a :class:`Unit`.
     """
     if unit is not None and not isinstance(unit, Unit):
-        raise DpcheckError(f"unit is a {type(unit).__name__}, not a dpcheck.Unit", where="unit")
+        raise DpcheckError(f"unit is {a_type(unit)}, not a dpcheck.Unit", where="unit")
     if isinstance(dataset, UserData):
         if unit not in (None, dataset.unit):
             raise DpcheckError(
@@ -156,7 +156,7 @@ def map_style(dataset: Any) -> Any:
     """
     if isinstance(dataset, (DataLoader, Sampler)):
         raise DpcheckError(
-            f"dataset is a {type(dataset).__name__}, whose batches are not the Poisson samples that are accounted for",
+            f"dataset is {a_type(dataset)}, whose batches are not the Poisson samples that are accounted for",
             where="dataset",
             next="pass the data set itself (and collate_fn=...); PrivacyEngine draws the samples",
         )
@@ -169,7 +169,7 @@ def map_style(dataset: Any) -> Any:
     map_like = isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
     if isinstance(dataset, (IterableDataset, dict)) or not map_like:
         raise DpcheckError(
-            f"dataset is a {type(dataset).__name__}, from which single records cannot be drawn by number",
+            f"dataset is {a_type(dataset)}, from which single records cannot be drawn by number",
             where="dataset",
             next="pass a map-style data set: __len__() and __getitem__(i) for i from 0",
         )

@@ -71,6 +71,8 @@ def kept_in(options: Any, again: Callable[[Path], str]) -> tuple[Keeping, str | 
         ledger = ledger or resume + _LEDGER
         _refuse_incomplete(resume, ledger)
     ledger = ledger or (new + _LEDGER if new else None)
+    if ledger and Path(ledger).is_file():
+        Ledger.read(ledger)  # refuses what is none
     path = new or resume
     return Keeping(Path(path) if path else None, bool(resume), stopped, again), ledger
 

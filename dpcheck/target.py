@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from dpcheck.blame import blaming as blaming
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 from dpcheck.finding import built, called, find
 from dpcheck.libraries import build
 from dpcheck.naming import FORMS, Named, named
@@ -104,7 +104,7 @@ def load(text: str, inputs: Sequence[str] = ()) -> Target:
     loss_fn, makes_batch = getattr(module, "loss_fn", None), any(hasattr(module, n) for n in ("sample_batch", "batch"))
     unit = getattr(module, "unit", None)
     if unit is not None and not isinstance(unit, Unit):
-        raise DpcheckError(f"unit is a {type(unit).__name__}, not a dpcheck.Unit", f"{path}:unit", _HOW_UNIT)
+        raise DpcheckError(f"unit is {a_type(unit)}, not a dpcheck.Unit", f"{path}:unit", _HOW_UNIT)
     target = Target(
         path, symbol, model, _no_loss, None, unit, module, calls.of(model), what.kind == "file" and not what.call
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dpcheck import inputs
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 from dpcheck.inputs import Public
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -194,7 +194,7 @@ def adapted(unit: Unit | None, loss_fn: LossFn, batch: Any) -> tuple[LossFn, Any
     if unit is None:
         return loss_fn, batch
     if not isinstance(unit, Unit):
-        raise DpcheckError(f"unit is a {type(unit).__name__}, not a dpcheck.Unit", where="unit")
+        raise DpcheckError(f"unit is {a_type(unit)}, not a dpcheck.Unit", where="unit")
     return unit.loss(loss_fn), unit.canonical(batch)
 
 
@@ -205,7 +205,7 @@ def _parted(batch: Any, max_rows: int | None) -> tuple[Any, Tensor | None]:
     pair = isinstance(batch, tuple | list) and len(batch) == 2
     mask = batch[1] if pair else None
     if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or mask.shape[1:] != (max_rows,):
-        seen = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(batch).__name__}"
+        seen = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else f"{a_type(batch)}"
         raise DpcheckError(
             f"a batch of users is (records, mask) with a mask of torch.bool [users, {max_rows}], not {seen}",
             where="batch",

@@ -14,7 +14,7 @@ from dpcheck.engine.summing import ClipperLike, on_device
 from torch import Tensor, nn
 
 from dpcheck.capture import LossFn
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 from dpcheck.unit import Unit
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _demanded(
         certificate = Certificate.load(certificate)
     if not isinstance(certificate, Certificate):
         raise DpcheckError(
-            f"certificate is a {type(certificate).__name__}, neither a path nor a dpcheck.Certificate",
+            f"certificate is {a_type(certificate)}, neither a path nor a dpcheck.Certificate",
             where="certificate",
             next="pass certificate=dpcheck.certify(model, loss_fn, batch), or the path of a saved one",
         )

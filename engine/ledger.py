@@ -26,6 +26,7 @@ VERSION = 2
 _LATER: dict[int, frozenset[str]] = {1: frozenset(), 2: frozenset({"count_noise"})}
 
 
+_WROTE = "pass the file that `dpcheck train --ledger PATH` or Ledger(path) wrote"
 Entries = list[tuple[StepRecord, int]]
 Sort = tuple[float, float, str]
 
@@ -68,7 +69,7 @@ class Ledger:
             DpcheckError: if there is no such file, or it is not a ledger.
         """
         if not Path(path).is_file():
-            raise DpcheckError(f"there is no ledger {path}", where="ledger", next="pass a file that Ledger(path) wrote")
+            raise DpcheckError(f"there is no ledger {path}", where="ledger", next=_WROTE)
         ledger = cls()
         for record, count in _read(Path(path))[0]:
             ledger._add(record, count)

@@ -11,7 +11,7 @@ from dpcheck.engine.gradients import in_dtype_of
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
-from dpcheck.errors import DpcheckError
+from dpcheck.errors import DpcheckError, a_type
 
 log = logging.getLogger("dpcheck")
 
@@ -49,9 +49,7 @@ class Watch:
                 next="keep trainable parameters in float32 and use torch.autocast in loss_fn",
             )
         if not isinstance(optimizer, Optimizer):
-            raise DpcheckError(
-                f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer", where="optimizer"
-            )
+            raise DpcheckError(f"optimizer is {a_type(optimizer)}, not a torch.optim.Optimizer", where="optimizer")
         if isinstance(optimizer, (SparseAdam, LBFGS)):
             why = "evaluates the loss itself" if isinstance(optimizer, LBFGS) else "leaves rows without noise"
             raise DpcheckError(

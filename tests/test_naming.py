@@ -48,7 +48,13 @@ def test_kinds_of_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("timm:", "names no model"), ("hf:d?a", "not KEY=VALUE"), ("x.py:f", "no such file"), ("nowhere", "no such file")],
+    [
+        ("timm:", "names no model"),
+        ("hf:d?a", "not KEY=VALUE"),
+        ("x.py:f", "no such file"),
+        ("nowhere", "no such file"),
+        ("verfy", "did you mean `dpcheck verify`?"),
+    ],
 )
 def test_what_names_nothing_is_refused(text: str, says: str) -> None:
     with pytest.raises(DpcheckError, match=says):

@@ -122,7 +122,7 @@ def test_a_file_that_failed_is_not_left_half_imported(write: Write) -> None:
             "make_model needs arguments (width)",
             "def make_model",
         ),
-        ("def make_model(): return 3", REST, "make_model() returned a int", "return the model"),
+        ("def make_model(): return 3", REST, "make_model() returned an int", "return the model"),
         (
             "def make_model(): raise ValueError('no weights')",
             REST,

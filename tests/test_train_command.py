@@ -90,6 +90,8 @@ def test_fixes_are_in_memory(write, capsys) -> None:
         (["--epsilon", "many"], "invalid float"),
         (["--certificate", "none.json"], "cannot be read"),
         (["--ledger", "no/such/run.jsonl"], "no ledger can be written"),
+        (["--ledger", "m.py"], "this is no step of a ledger"),
+        (["--certificate", "m.py"], "the certificate cannot be read"),
         (["--output-file", "x.json"], "needs a format"),
     ],
 )

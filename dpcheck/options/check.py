@@ -119,6 +119,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         )
     if options.certificate:
         refuse_unwritable(options.certificate, "--certificate")
+    if options.write_baseline:
+        refuse_unwritable(options.write_baseline, "--write-baseline")
     if options.output_file and options.format == "full":
         raise DpcheckError("--output-file needs a format other than full", next="add --format json, say")
     refuse_conflicts(options)
