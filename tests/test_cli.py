@@ -11,34 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from model_files import CLEAN_MODEL, HEAD, MIXING_MODEL
 
 from dpcheck.cli import main
 from dpcheck.options.base import CLEAN, ERROR, FINDINGS
 
 Write = Callable[..., str]
-
-HEAD = """\
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import TensorDataset
-
-def loss_fn(model, batch):
-    x, y = batch
-    return F.cross_entropy(model(x), y, reduction="none")
-
-def sample_batch():
-    return torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-
-def train_dataset():
-    return TensorDataset(torch.randn(60, 4), torch.randint(3, (60,)))
-
-training = {"epochs": 2, "batch_size": 20}
-"""
-CLEAN_MODEL = "def make_model(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))\n"
-MIXING_MODEL = (
-    "def make_model(): return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))\n"
-)
 
 
 @pytest.fixture
