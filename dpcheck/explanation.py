@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -163,7 +164,7 @@ class _Teller:
             refuted = any(e.refuted or e.kind in MIXES for e in events)
             return ("mixing" if refuted else "unproven"), list(self._without_graph()), []
         behind = upstream(nodes)
-        why, walks, mixing, shown = list[str](), list[Walk](), False, 0
+        why, walks, mixing, shown = list[str](), list[Walk](), False, set[fx.Node]()
         for event in events:
             node = _node_of(event, a)
             of_graph = event.kind in ("forward", "backward", "unproven") and node is not None
@@ -171,10 +172,12 @@ class _Teller:
                 continue
             mixing = mixing or event.refuted or event.kind in MIXES
             why.append(_sentence(event, node))
-            if node is not None and (shown := shown + 1) <= _SHOWN:
-                walks += self._walks(event, node, nodes, subject, a)
+            if node is not None and node not in shown:  # one op of a line can be met several times
+                shown.add(node)
+                walks += self._walks(event, node, nodes, subject, a) if len(shown) <= _SHOWN else []
         if why:
-            why += [f"the first {_SHOWN} of these are shown"] if shown > _SHOWN else []
+            why = [f"{text} ({times} times)" if times > 1 else text for text, times in Counter(why).items()]
+            why += [f"the first {_SHOWN} of these are shown"] if len(shown) > _SHOWN else []
             return ("mixing" if mixing else "unproven"), why, walks
         if clean:
             return "separate", [], []

@@ -24,7 +24,7 @@ class Stop:
     Attributes:
         ops: ATen ops in order, without the overload; empty for an input or an output.
         what: the name of an input or output; at the end of a walk, what the op does to samples.
-        half: ``forward`` or ``backward``.
+        half: ``forward``, ``backward``, or ``own backward``: at a line that no forward ran.
         module: the module whose forward was running; ``None`` in the loss function.
         location: the line.
         shape: of the last value; of the batch that was analysed.
@@ -84,9 +84,12 @@ def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 def told(nodes: Iterable[fx.Node], analysis: Analysis, last: str = "") -> tuple[Stop, ...]:
     """The stops of a way; ``last`` says what its last op does to samples."""
     names = names_of(analysis.capture)
+    ran = {_line(node) for node in analysis.capture.graph.graph.nodes if node.meta.get("half") == "forward"}
     stops: list[Stop] = []
     for node in nodes:
         here = _stop(node, analysis.steps[node], names.get(node, ""))
+        if here.half == "backward" and here.module is None and here.ops and _line(node) not in ran:
+            here = replace(here, half="own backward")
         before = stops[-1] if stops else None
         if before is None or not _continues(before, here):
             if here.ops or here.what:
@@ -140,6 +143,11 @@ def _stop(node: fx.Node, step: Step, name: str) -> Stop:
         tuple(value.shape) if value is not None else (),
         owned(value) if value is not None else "no sample",
     )
+
+
+def _line(node: fx.Node) -> tuple[str, int] | None:
+    origin = node.meta.get("origin")
+    return (origin.location.file, origin.location.line) if origin is not None and origin.location is not None else None
 
 
 def _continues(before: Stop, here: Stop) -> bool:

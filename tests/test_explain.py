@@ -231,3 +231,46 @@ def test_the_command_prints_lines_and_json(tmp_path: Path, monkeypatch, capsys) 
     assert document["explain"]["walks"][0]["stops"][-1]["location"]["line"] == 7
     assert main(["explain", "m.py", "0.wieght"]) == ERROR
     assert "0.weight" in capsys.readouterr().err
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x.clone()
+    @staticmethod
+    def backward(ctx, g): return g / g.norm()
+
+class Back(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inp, self.attention = nn.Linear(3, 4), nn.MultiheadAttention(4, 2)
+    def forward(self, x):
+        return Scale.apply(self.inp(x))
+
+class Attend(Back):
+    def forward(self, x):
+        h = self.inp(x).unsqueeze(1)
+        return self.attention(h, h, h)[0].squeeze(1)
+
+def loss_fn(model, batch): return model(batch).square().sum(1)
+def sample_batch(): return torch.randn(4, 3)
+"""
+
+
+def test_a_backward_of_the_users_own_is_called_so(tmp_path, capsys):
+    (tmp_path / "m.py").write_text(OWN, encoding="utf-8")
+    assert main(["explain", f"{tmp_path / 'm.py'}:Back", "inp.weight"]) == 0
+    out = capsys.readouterr().out
+    assert "a backward of your own: linalg_vector_norm" in out and "backward of the loss function" in out
+    assert "backward of the loss function: linalg" not in out
+
+
+def test_what_is_met_twice_is_told_once(tmp_path, capsys):
+    (tmp_path / "m.py").write_text(OWN, encoding="utf-8")
+    assert main(["explain", f"{tmp_path / 'm.py'}:Attend"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("from the batch to the op where samples meet") == 1
+    assert out.count("multiplies rows of different samples (2 times)") == 1

@@ -47,6 +47,8 @@ def _show_walk(console: Console, walk: Walk) -> None:
 def _named(stop: Stop) -> str:
     if not stop.ops:
         return stop.what or "value"
+    if stop.half == "own backward":
+        return f"a backward of your own: {', '.join(stop.ops)}"
     where = "the loss function" if stop.module is None else stop.module or "the model"
     back = "backward of " if stop.half == "backward" else ""
     return f"{back}{where}: {', '.join(stop.ops)}"
