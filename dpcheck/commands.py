@@ -159,21 +159,23 @@ class _Run:
     def _fix(self, target: Target) -> tuple[nn.Module, Report, bool, bool]:
         """In memory, to verify or train at once; the file stays as it is. Also whether all is well then, or ignored."""
         self.progress.rule("fix", style="dim")
-        result = self._fixed(target, self._batch_norm_to(target))
+        result = self._fixed(target, self._batch_norm_to(target), target.calibration)
         tables.show_changes(self.progress, result)
+        tables.show_calibration(self.out, result)
         self.progress.print(f"this is a copy in memory; to change {escape(str(target.path))}, use --fix by itself")
         assert self.ignores is not None
         report = self.ignores.marked(result.report)
         full.show(self.out, report, "after the fixes", brief=self.options.quiet, all=self.options.verbose)
         return result.model, report, result.ok, result.ok or (result.problem is None and report.passes)
 
-    def _fixed(self, target: Target, to: BatchNormTo) -> FixResult:
+    def _fixed(self, target: Target, to: BatchNormTo, calibration: Any = None) -> FixResult:
         result = fix(
             target.model,
             target.loss_fn,
             target.batch,
             unsafe=self.options.unsafe_fixes,
             batch_norm_to=to,
+            calibration=calibration,
             unit=target.unit,
         )
         self.document["fix"] = {
@@ -183,6 +185,8 @@ class _Run:
             "problem": result.problem,
             "removed_keys": result.removed_keys,
             "added_keys": result.added_keys,
+            "calibrated": result.calibrated,
+            "calibration_losses": result.calibration_losses,
         }
         return result
 
@@ -200,6 +204,12 @@ class _Run:
         source.show_diff(self.progress, outcome.fix)
         source.show_plan(self.out, outcome.fix, result, done="fixed" if outcome.fresh else "tried")
         source.show_outcome(self.out, outcome)
+        if target.calibration is not None:
+            self.progress.print(
+                "calibration_batch() fits weights in memory only: with --verify or --train, or where your file calls "
+                "dpcheck.fix(..., calibration=calibration_batch())",
+                soft_wrap=True,
+            )
         fresh = outcome.fresh
         if fresh is None:
             return False, report.passes and self.loss is None

@@ -15,7 +15,7 @@ from dpcheck.diagnostic import BatchNormTo, Report
 from dpcheck.errors import DpcheckError
 from dpcheck.fixes import in_forward
 from dpcheck.fixes.batch_norm import Statistics, freeze_batch_norm
-from dpcheck.fixes.calibration import calibrate
+from dpcheck.fixes.calibration import calibrate, evaluated
 from dpcheck.fixes.copying import duplicate, replace_everywhere
 from dpcheck.fixes.layers import is_frozen_batch_norm
 from dpcheck.fixes.learning import why_not_learning
@@ -46,6 +46,8 @@ class FixResult:
             (:func:`dpcheck.fixes.learning.why_not_learning`); ``None`` if all is well. Both are held if something was
             fixed and the report is ok.
         calibrated: paths of the layers whose weights were fitted on the batch for calibration.
+        calibration_losses: the mean loss of that batch in eval mode: of the given model, of the fixed one, and of that
+            with fitted weights; ``None`` if nothing was fitted.
         removed_keys, added_keys: what the new model's ``state_dict`` lacks of the given one's, and has besides. All
             other keys are the same, with the same meaning, so that a checkpoint of before loads once these are left
             out of it.
@@ -61,6 +63,7 @@ class FixResult:
     calibrated: tuple[str, ...] = ()
     removed_keys: tuple[str, ...] = ()
     added_keys: tuple[str, ...] = ()
+    calibration_losses: tuple[float, float, float] | None = None
 
     @property
     def ok(self) -> bool:
@@ -140,16 +143,20 @@ def fix(
         rolled_back |= failures
     changes = tuple(_outcome(plan, rolled_back, measured) for plan in plans)
     fitted: tuple[str, ...] = ()
-    if calibration is not None:
-        norms = [plan.path for plan in active if plan.change.code in ("DP101", "DP102")]
-        fitted = calibrate(model, fixed, *adapted(unit, given[0], calibration), norms)
+    gain: tuple[float, float, float] | None = None
+    norms = [plan.path for plan in active if plan.change.code in ("DP101", "DP102")]
+    if calibration is not None and norms:
+        public = adapted(unit, given[0], calibration)
+        plain = evaluated(model, *public), evaluated(fixed, *public)
+        fitted = calibrate(model, fixed, *public, norms)
+        gain = (*plain, evaluated(fixed, *public)) if fitted else None
     changed = _loss_change(model, fixed, loss_fn, batch)
     problem = None
     if report.ok and any(change.applied for change in changes):
         problem = rehearse(fixed, *given, unit=unit) or why_not_learning(model, fixed, loss_fn, batch)
     old, new = model.state_dict(), fixed.state_dict()
     removed, added = (tuple(k for k in a if k not in b) for a, b in ((old, new), (new, old)))
-    return FixResult(fixed, changes, report, before, changed, copied.shared, problem, fitted, removed, added)
+    return FixResult(fixed, changes, report, before, changed, copied.shared, problem, fitted, removed, added, gain)
 
 
 def _outcome(plan: Plan, rolled_back: Reasons, measured: Mapping[Key, float | None]) -> Change:

@@ -57,6 +57,8 @@ class Target:
         writable: whether source fixes can be written for it: a file and a symbol without arguments.
         notes: what a reader of the verdict must know about inputs and loss.
         guessed: whether the loss is a guess.
+        calibration: what the file's ``calibration_batch()`` makes: public or synthetic samples like ``batch``, on which
+            the weights of new norms are fitted.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class Target:
     writable: bool = False
     notes: tuple[str, ...] = ()
     guessed: bool = False
+    calibration: Any = None
 
     @property
     def name(self) -> str:
@@ -120,7 +123,11 @@ def load(text: str, inputs: Sequence[str] = ()) -> Target:
     batch = _batch(module, path) if sample is None else sample.batch
     mark = "GUESS: " if sample is not None and sample.guessed else ""
     notes = () if sample is None else (f"{mark}the sample batch comes from {sample.origin}",)
-    return replace(target, loss_fn=loss_fn, batch=batch, notes=notes)
+    calibration = getattr(module, "calibration_batch", None)
+    if callable(calibration):
+        with blaming("calibration_batch() raised", path):
+            calibration = calibration()
+    return replace(target, loss_fn=loss_fn, batch=batch, notes=notes, calibration=calibration)
 
 
 def _guessed(target: Target, sample: Sample | None) -> Target:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dpcheck.capture import LossFn
+from dpcheck.capture import LossFn, run_losses
 from dpcheck.determinism import FixedChance
 from dpcheck.fixes.batch_norm import CALLS
 from dpcheck.fixes.copying import duplicate
@@ -48,6 +48,12 @@ def calibrate(old: nn.Module, new: nn.Module, loss_fn: LossFn, batch: Any, paths
         for module, mode in modes.items():
             module.training = mode
     return tuple(fitting.fitted)
+
+
+def evaluated(model: nn.Module, loss_fn: LossFn, batch: Any) -> float:
+    """The mean loss of a batch in eval mode; the model is untouched."""
+    with FixedChance():
+        return float(run_losses(duplicate(model).model.eval(), loss_fn, batch).mean())
 
 
 def _outputs(model: nn.Module, loss_fn: LossFn, batch: Any, paths: Collection[str]) -> dict[str, Tensor]:

@@ -32,7 +32,8 @@ The file is run: check only files that you trust.
   dpcheck rule DP101                            what a rule finds and why; `dpcheck rule --all` lists them"""
 _TARGET = """\
 model.py or model.py:SYMBOL: defines a model, loss_fn(model, batch) and sample_batch();
-unit = dpcheck.Unit(...) if a record is not one index of axis 0.
+unit = dpcheck.Unit(...) if a record is not one index of axis 0; calibration_batch(), public or synthetic samples on
+which --fix with --verify or --train fits the weights of new norms.
 Also package.module:factory(8, deep=True), hf:DIR?num_hidden_layers=2 (a config.json), timm:NAME.
 None: the targets of [tool.dpcheck] in pyproject.toml, else model.py"""
 _INPUT = """\

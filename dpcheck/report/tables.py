@@ -68,6 +68,19 @@ def show_trial(console: Console, result: FixResult) -> None:
         console.print("rehearsed: private steps, an empty batch, a checkpoint saved and loaded; it learns")
 
 
+def show_calibration(console: Console, result: FixResult) -> None:
+    """Print what fitting the new norms on public data gained, and that it took from that data without noise."""
+    if result.calibration_losses is None:
+        return
+    given, plain, fitted = result.calibration_losses
+    console.print(
+        f"the weights of {len(result.calibrated)} norms are fitted on calibration_batch(), whose mean loss "
+        f"in eval mode is {given:.4g} as given, {plain:.4g} with new norms, {fitted:.4g} with fitted ones\n"
+        "[bold]calibration_batch() must hold public or synthetic data[/]: what the weights take from it gets no noise",
+        soft_wrap=True,
+    )
+
+
 def measured(change: Change) -> str:
     """Whether a fix is safe, and what it does to its layer's output."""
     by = change.output_change

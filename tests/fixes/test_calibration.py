@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import dpcheck
+from dpcheck.cli import CLEAN, ERROR, main
+from dpcheck.target import load
 
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
 
@@ -54,6 +59,53 @@ def check(norm: Any, x: Tensor, y: Tensor) -> None:
         solved = torch.linalg.lstsq(torch.stack([a, torch.ones_like(a)], 1), b[:, None]).solution
         torch.testing.assert_close(norm.weight[channel], solved[0, 0], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(norm.bias[channel], solved[1, 0], rtol=1e-3, atol=1e-4)
+
+
+FILE = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+def make_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    x, y = calibration_batch()
+    for _ in range(60):
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step(), optimizer.zero_grad()
+    return model
+
+def loss_fn(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+def calibration_batch():
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(1))
+    return 3 * x + 2, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+def sample_batch():
+    return torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+"""
+
+
+def test_the_command_fits_on_the_public_batch_of_the_file_and_shows_the_gain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text(FILE, encoding="utf-8")
+    assert main(["m.py", "--fix", "--unsafe-fixes", "--verify", "--format", "json"]) == CLEAN
+    fix = json.loads(capsys.readouterr().out)["fix"]
+    given, plain, fitted = fix["calibration_losses"]
+    assert fix["calibrated"] == ["1"] and given < fitted < plain - 0.1
+    target = load("m.py")
+    assert float(target.loss_fn(target.model.eval(), target.calibration).mean().detach()) == pytest.approx(
+        given, rel=1e-4
+    )
+    main(["m.py", "--fix", "--unsafe-fixes", "--verify", "--quiet"])
+    assert "must hold public or synthetic data: what the weights take from it gets no noise" in capsys.readouterr().out
+    broken = FILE.replace("calibration_batch()\n    for", "sample_batch()\n    for").replace("(60, 4", "(60, 4, None")
+    Path("m.py").write_text(broken, encoding="utf-8")
+    assert main(["m.py"]) == ERROR and "calibration_batch() raised" in capsys.readouterr().err
 
 
 def test_a_trained_network_keeps_more_of_what_it_knows() -> None:
