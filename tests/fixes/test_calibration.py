@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,7 +96,9 @@ def test_the_command_fits_on_the_public_batch_of_the_file_and_shows_the_gain(
     monkeypatch.chdir(tmp_path)
     Path("m.py").write_text(FILE, encoding="utf-8")
     assert main(["m.py", "--fix", "--unsafe-fixes", "--verify", "--format", "json"]) == CLEAN
-    fix = json.loads(capsys.readouterr().out)["fix"]
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, json.loads(resources.files("dpcheck").joinpath("schema/output-1.json").read_text()))
+    fix = document["fix"]
     given, plain, fitted = fix["calibration_losses"]
     assert fix["calibrated"] == ["1"] and given < fitted < plain - 0.1
     target = load("m.py")
