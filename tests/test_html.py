@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from model_files import HEAD, MIXING_MODEL
 
 from dpcheck.cli import CLEAN, ERROR, FINDINGS, main
-from dpcheck.diagnostic import BufferFact, Diagnostic, Location, ParameterFact, Report
+from dpcheck.diagnostic import BufferFact, Diagnostic, Ignored, Location, ParameterFact, Report
 from dpcheck.report import html
 from dpcheck.report.tree import tree_of
 
@@ -83,6 +84,22 @@ def test_a_finding_marks_its_expression_in_characters(tmp_path: Path) -> None:
     assert "DP103" in page.text and "DP202" in page.text and "prefers-color-scheme: dark" in page.text
 
 
+def test_a_guess_and_what_is_ignored_are_said_and_not_green(tmp_path: Path) -> None:
+    given = {"target": "my model.py", "symbol": "m"}
+    known = Diagnostic("DP202", "x", "x", fix="safe", ignored=Ignored("ignore"))
+    for report, says in (
+        (Report("independent", (), (), (), "graph", ("GUESS: the loss is one",)), "GUESS: the loss"),
+        (Report("independent", (known,), (), (), "graph"), "Ignored: --ignore"),
+    ):
+        page = Page(html.render({**given, "check": report}))
+        assert says in page.text
+        classes = [attrs.get("class") for tag, attrs in page.tags if tag == "p"]
+        assert classes[0] == "verdict open"
+    assert "dpcheck 'my model.py' --fix" in page.text
+    proven = Page(html.render({**given, "check": Report("independent", (), (), (), "graph")}))
+    assert ("p", {"class": "verdict good"}) in proven.tags
+
+
 def test_the_tree_has_the_worst_of_what_is_below(tmp_path: Path) -> None:
     made, _ = report(tmp_path)
     tree = tree_of(made)
@@ -96,33 +113,10 @@ def test_the_tree_has_the_worst_of_what_is_below(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-FILE = """\
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import TensorDataset
-
-def make_model():
-    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-
-def loss_fn(model, batch):
-    x, y = batch
-    return F.cross_entropy(model(x), y, reduction="none")
-
-def sample_batch():
-    return torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-
-def train_dataset():
-    return TensorDataset(torch.randn(60, 4), torch.randint(3, (60,)))
-
-training = {"epochs": 1, "batch_size": 20}
-"""
-
-
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    Path("m.py").write_text(FILE)
+    Path("m.py").write_text(HEAD + MIXING_MODEL)
     return "m.py"
 
 

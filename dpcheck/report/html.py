@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import linecache
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
 from dpcheck import __version__
 from dpcheck.diagnostic import Diagnostic, Location, ParameterFact, Report
-from dpcheck.report import counted
+from dpcheck.report import guess_of, tally
 from dpcheck.report.full import METHOD, verdict_of
 from dpcheck.report.places import place_of, short
 from dpcheck.report.tree import Branch, tree_of
@@ -31,10 +32,12 @@ code, pre { font: 13px/1.45 ui-monospace, monospace; } .dim { color: var(--dim);
 .verdict b { font-size: 1.2rem; } .verdict span { color: var(--text); }
 .finding { border: 1px solid var(--line); border-radius: .4rem; margin: 1rem 0; padding: .2rem 1rem .8rem; }
 pre { background: var(--box); overflow-x: auto; padding: .5rem; margin: .5rem 0; }
+pre.words { white-space: pre-wrap; }
 pre .hit { background: var(--mark); display: inline-block; min-width: 100%; } mark { all: unset;
   text-decoration: underline wavy var(--bad); } ul.tree, .tree ul { list-style: none; padding-left: 1.2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; } th, td { border: 1px solid var(--line);
-  padding: .25rem .6rem; text-align: left; vertical-align: top; } th { background: var(--box); }
+  padding: .25rem .6rem; text-align: left; vertical-align: top; }
+td span { white-space: nowrap; } th { background: var(--box); }
 svg { max-width: 100%; height: auto; }"""
 _CLASS = {"independent": "good", "mixing": "bad", "unproven": "open"}
 _STATUS = {"covered": "good", "fallback": "open", "mixed": "bad", "no-gradient": "bad", "frozen": "dim"}
@@ -44,13 +47,14 @@ def render(document: Mapping[str, Any]) -> str:
     """The page of a run: ``check`` and, as far as they were reached, ``fix``, ``verify``, ``train`` and ``budget``."""
     report: Report = document["check"]
     subject = f"{short(document['target'])}:{document['symbol']}"
+    before = " before the fixes" if document.get("fix") is not None else ""
     parts = [
         f"<h1>dpcheck: <code>{_text(subject)}</code></h1>",
         _verdict(report),
-        _findings(report),
+        _findings(report, short(document["target"])),
         _fix(document.get("fix")),
-        f'<h2>Modules</h2><ul class="tree">{_branch(tree_of(report))}</ul>',
-        _parameters(report.parameters),
+        f'<h2>Modules{before}</h2><ul class="tree">{_branch(tree_of(report))}</ul>',
+        _parameters(report.parameters, before),
         _plan(report),
         _verify(document.get("verify")),
         _train(document.get("train"), document.get("budget")),
@@ -75,18 +79,28 @@ def _text(value: Any) -> str:
 
 
 def _verdict(report: Report) -> str:
-    told = f"{verdict_of(report)}. {counted(report.diagnostics).capitalize()}; {METHOD[report.method]}."
-    return f'<p class="verdict {_CLASS[report.verdict]}"><b>{report.verdict}</b><br><span>{_text(told)}</span></p>'
+    guess = guess_of(report)
+    proven = report.ok and guess is None
+    colour = _CLASS[report.verdict] if proven or report.verdict != "independent" else "open"
+    told = [f"{_sentence(verdict_of(report))} {_sentence(tally(report))} {_sentence(METHOD[report.method])}"]
+    told += [guess] if guess else []
+    lines = "".join(f"<br><span>{_text(line)}</span>" for line in told)
+    return f'<p class="verdict {colour}"><b>{report.verdict}</b>{lines}</p>'
 
 
-def _findings(report: Report) -> str:
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _findings(report: Report, file: str) -> str:
     if not report.diagnostics:
         return ""
-    return "<h2>Findings</h2>" + "".join(map(_finding, report.diagnostics))
+    return "<h2>Findings</h2>" + "".join(_finding(d, file) for d in report.diagnostics)
 
 
-def _finding(d: Diagnostic) -> str:
+def _finding(d: Diagnostic, file: str) -> str:
     lines = [f'<h3><span class="bad">{_text(d.code)}</span> {_text(d.name)}</h3><p>{_text(d.message)}</p>']
+    lines += [f'<p class="open"><b>Ignored</b>: {_text(d.ignored)}</p>'] if d.ignored else []
     if d.location is not None:
         lines.append(_source(d.location))
     elif d.module is not None:
@@ -94,8 +108,8 @@ def _finding(d: Diagnostic) -> str:
     lines += [f'<p class="dim">in {_text(short(at.file))}:{at.line}</p>' for at in d.related]
     lines += [f"<p><b>Help</b>: {_text(d.help)}</p>"] if d.help else []
     if d.fix in ("safe", "unsafe"):
-        options = "--fix" if d.fix == "safe" else "--fix --unsafe-fixes"
-        lines.append(f"<p><b>Fix</b>: <code>dpcheck FILE {options}</code></p>")
+        command = f"dpcheck {shlex.quote(file)} --fix{' --unsafe-fixes' if d.fix == 'unsafe' else ''}"
+        lines.append(f"<p><b>Fix</b>: <code>{_text(command)}</code></p>")
     return f'<div class="finding">{"".join(lines)}</div>'
 
 
@@ -124,14 +138,14 @@ def _branch(branch: Branch) -> str:
     label = (
         f'<span class="{_CLASS.get(branch.verdict, "dim")}">\N{BLACK CIRCLE}</span> <code>{name}</code>{kind}{marks}'
     )
-    label += f' <span class="dim">{_text(branch.verdict)}</span>'
+    label += f'<span class="dim">: {_text(branch.verdict)}</span>'
     if not branch.children:
         return f"<li>{label}</li>"
     inside = "".join(map(_branch, branch.children))
     return f"<li><details open><summary>{label}</summary><ul>{inside}</ul></details></li>"
 
 
-def _parameters(parameters: Iterable[ParameterFact]) -> str:
+def _parameters(parameters: Iterable[ParameterFact], before: str) -> str:
     rows = [
         [
             f"<code>{_text(p.name)}</code>",
@@ -145,7 +159,7 @@ def _parameters(parameters: Iterable[ParameterFact]) -> str:
         for p in parameters
     ]
     heads = ("parameter", "shape", "held by", "gradient", "summed over samples by", "read at", "also called")
-    return f"<h2>Parameters</h2>{_table(heads, rows)}"
+    return f"<h2>Parameters{before}</h2>{_table(heads, rows)}"
 
 
 def _plan(report: Report) -> str:
@@ -185,18 +199,20 @@ def _verify(proof: Any) -> str:
 def _train(outcome: Any, budget: Any) -> str:
     if outcome is None:
         return ""
-    results = [["private", _numbers(outcome.private)], ["without privacy", _numbers(outcome.baseline or {})]]
+    results = [["private", _numbers(outcome.private)]]
+    results += [["without privacy", _numbers(outcome.baseline)]] if outcome.baseline is not None else []
     curve = ""
     if budget is not None:
         from dpcheck.report.budget import svg
 
         curve = f"<h2>Budget</h2><div>{svg(budget)}</div>"
-    told = f"<pre>{_text(outcome.statement)}</pre>"
+    told = f'<pre class="words">{_text(outcome.statement)}</pre>'
     return f"<h2>Training</h2>{told}{_table(('run', 'result'), results)}{curve}"
 
 
 def _numbers(values: Mapping[str, Any]) -> str:
-    return _text(", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "-")
+    nothing = "nothing to say: the file defines neither evaluate(model) nor test_dataset()"
+    return _text(", ".join(f"{name} {value:.4g}" for name, value in values.items()) or nothing)
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
