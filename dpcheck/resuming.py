@@ -149,21 +149,24 @@ def _stopped(engine: PrivacyEngine, keeping: Keeping) -> str:
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; a second one interrupts at once."""
+    """Whether Ctrl-C was pressed, or somebody asked to end; a second time ends at once. What is ignored stays so."""
     asked: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        signal.signal(signal.SIGINT, before)
+        restore()
         print("stopping after this step; Ctrl-C again to stop at once, without a checkpoint", file=sys.stderr)
 
-    if before != signal.default_int_handler:  # ignored, or somebody else's
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, ask)
+    def restore() -> None:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+    for number in ours:
+        signal.signal(number, ask)
     ask_patience()
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

@@ -49,7 +49,8 @@ def supervised(arguments: Sequence[str], timeout: float | None) -> int:
                 _listen(process, reader, timeout, said)
             except (KeyboardInterrupt, SystemExit) as stop:
                 # What trains takes its step to the end and writes a checkpoint, unless it is interrupted again.
-                _end(process, signal.SIGINT, None if b"patience\n" in said else _PATIENCE)
+                number = signal.SIGTERM if isinstance(stop, SystemExit) else signal.SIGINT
+                _end(process, number, None if b"patience\n" in said else _PATIENCE)
                 said += _read(reader, 0.0)
                 if isinstance(stop, SystemExit) or _answer(said) is None:
                     raise

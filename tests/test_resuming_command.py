@@ -165,7 +165,8 @@ def test_what_is_of_another_run_is_refused_and_nothing_is_counted(
     assert train("--resume", "run.pt") == ERROR and "cut off or changed" in capsys.readouterr().err
 
 
-def test_ctrl_c_in_a_terminal(file: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, ERROR), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_ctrl_c_or_the_end_of_a_job(file: Path, number: int, code: int) -> None:
     command = [sys.executable, "-m", "dpcheck", "m.py", "--train", "--no-baseline", "--epochs=40", "--lr=0.2"]
     with subprocess.Popen(
         command, env={**os.environ, "SLEEP": "0.01"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -174,9 +175,9 @@ def test_ctrl_c_in_a_terminal(file: Path) -> None:
         while "noise multiplier" not in process.stdout.readline():
             assert process.poll() is None
         time.sleep(1.0)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         err = process.communicate(timeout=60)[1]
-    assert process.returncode == ERROR
+    assert process.returncode == code
     assert "stopped after" in err and "epsilon <= " in err and "interrupted" not in err
     assert err.rstrip().endswith("next: dpcheck train m.py --epochs=40.0 --lr=0.2 --no-baseline --resume m.checkpoint")
     assert Path("m.checkpoint").exists() and len(steps("m.checkpoint.ledger.jsonl")) >= 1
