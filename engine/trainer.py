@@ -266,7 +266,8 @@ class PrivacyEngine:
         Raises:
             DpcheckError: for another format.
         """
-        method = " ".join([self._clipper.method, *([f"({reason})"] if (reason := self._clipper.reason) else [])])
+        known = self._clipper.method.replace("undecided", "none computed since this engine was made")
+        method = " ".join([known, *([f"({reason})"] if (reason := self._clipper.reason) else [])])
         kind = describe(self.settings, self._grouping, self._max_grad_norm)
         bounds = self.epsilon()
         return rendered(statement(self.settings, kind, self.ledger, self.run, bounds, method), format)

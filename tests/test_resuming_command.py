@@ -120,6 +120,7 @@ def test_a_killed_run_counts_the_steps_after_its_checkpoint(
     assert bound <= 8 and f"Epsilon: at most {bound:.6g}"[:22] in out
     # The checkpoint is of the whole run now: there is nothing left to do, and nothing is counted again.
     assert train("--resume", "run.pt") == CLEAN and len(steps("run.pt.ledger.jsonl")) == STEPS
+    assert "Per-sample gradients: none computed since" in capsys.readouterr().out
 
 
 REFUSED = {
