@@ -80,6 +80,8 @@ def audit(
             steps, collate_fn, unit, clipping, secure, check: as for :class:`dpcheck.PrivacyEngine`. Nothing is trained.
         thorough: more releases, draws and canaries, and the whole run: minutes in the place of seconds.
 
+    In a torch.distributed world every rank calls this, with the same arguments, and each has its own verdict.
+
     An audit finds faults; it proves nothing. What it sees are the steps at the model's present parameters, on at most
     forty of the records and variations of them.
 

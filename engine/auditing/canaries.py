@@ -12,6 +12,7 @@ from dpcheck.engine.auditing.effort import Effort
 from dpcheck.engine.auditing.exact import Bools, Check, Floats, chi_square, judged, kolmogorov, normal
 from dpcheck.engine.auditing.subject import CANARY, STEEP, Subject, step
 from dpcheck.engine.kinds import grouping_of
+from dpcheck.engine.ranks import Ranks
 from scipy import special
 
 
@@ -71,7 +72,7 @@ def run_canaries(subject: Subject, effort: Effort) -> Run:
     rate = claim.expected_batch_size / claim.dataset_size
     steps, m, expected = size_of_run(rate, claim.steps, effort)
     pool = subject.pool(m)
-    present = np.random.default_rng().random(m) < 0.5
+    present = Ranks.here().first(lambda: np.random.default_rng().random(m) < 0.5)
     pool.scale = torch.from_numpy(present).float()
     pool.slope = torch.full((m,), STEEP * max(1.0, claim.max_grad_norm))
     engine = subject.engine(pool, claim.noise_multiplier, expected=expected, steps=steps)

@@ -10,6 +10,7 @@ from dpcheck.engine import trainer
 from dpcheck.engine.auditing.effort import Effort
 from dpcheck.engine.auditing.exact import Check, binomial, dispersion, judged, normal
 from dpcheck.engine.auditing.subject import Claim, Reader, step
+from dpcheck.engine.ranks import Ranks
 from scipy import special
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -49,7 +50,7 @@ class _Run:
     """What each step drew, from what it released: the signs tell which records were summed."""
 
     def __init__(self, claim: Claim, size: int, expected: int, steps: int) -> None:
-        signs = torch.randint(0, 2, (size, 4)) - 0.5
+        signs = Ranks.here().first(lambda: torch.randint(0, 2, (size, 4)) - 0.5)
         model = Counter()
         engine: Any = trainer.PrivacyEngine(
             model, _loss, Reader(model), TensorDataset(signs), expected_batch_size=expected, max_grad_norm=1.0,

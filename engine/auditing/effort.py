@@ -17,6 +17,7 @@ class Effort:
         draw_steps: at most, for that.
         run_steps: of the run that is attacked, at most.
         run_records: whose gradients are computed in that run.
+        tries: of a search for the record that moves the sum the most.
     """
 
     records: int = 10
@@ -26,7 +27,8 @@ class Effort:
     draw_steps: int = 200
     run_steps: int = 300
     run_records: int = 30_000
+    tries: int = 18
 
 
 SHORT = Effort()
-LONG = Effort(40, 4000, 4_000_000, 40_000_000, 1000, 10_000, 600_000)
+LONG = Effort(40, 4000, 4_000_000, 40_000_000, 1000, 10_000, 600_000, 300)

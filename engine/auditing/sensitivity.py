@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,34 +74,57 @@ def check_clipping(subject: Subject) -> tuple[list[Check], Sums]:
     torch.manual_seed(0)
     base = _sum(engine, rest, found)
     torch.manual_seed(1)
-    random = _norm(_minus(_sum(engine, rest, found), base)) > _ROUNDING * subject.claim.max_grad_norm
+    draws = _norm(_minus(_sum(engine, rest, found), base)) > _ROUNDING * subject.claim.max_grad_norm
     checks = [_repeatable(_norm(_minus(again, base)), subject)]
-    _compare(subject, pool, rest, base, "the user's records", found, random)
-    moved: list[tuple[str, Sums]] = []
-    for victim in victims(subject):
+    _compare(subject, pool, rest, base, "the user's records", found, draws)
+
+    def change(victim: Victim) -> Sums | None:
+        """By which the victim moves the sum; None if it is refused."""
         fresh = subject.pool(subject.count + 1)
         victim.plant(fresh, slot)
         pool.records, pool.source, pool.scale, pool.slope = fresh.records, fresh.source, fresh.scale, fresh.slope
         torch.manual_seed(0)
         # A model that draws at random keeps its draws where the place stays and the record counts for nothing.
-        without = _without(engine, pool, rest, slot, found) if random else base
+        without = _without(engine, pool, rest, slot, found) if draws else base
         torch.manual_seed(0)
         try:
             total = _sum(engine, [*rest, slot], found)
         except DpcheckError:
             found.refused.append(victim.name)
-            continue
-        change = _minus(total, without)
-        moved.append((victim.name, change))
-        if not _norm(change) <= found.worst:
-            found.worst, found.record = _norm(change), f"record {subject.chosen[0]} with {victim.name}"
-        _compare(subject, pool, [*rest, slot], total, victim.name, found, random)
-    for i, (_, first) in enumerate(moved):
-        found.replaced = max([found.replaced, *(_norm(_minus(first, second)) for _, second in moved[:i])])
+            return None
+        moves = _minus(total, without)
+        if not _norm(moves) <= found.worst:
+            found.worst, found.record = _norm(moves), f"{victim.name}, of records {subject.chosen}"
+        _compare(subject, pool, [*rest, slot], total, victim.name, found, draws)
+        return moves
+
+    moved = [moves for victim in victims(subject) if (moves := change(victim)) is not None]
+    search(change, subject.count, subject.tries)
+    for i, first in enumerate(moved):
+        found.replaced = max([found.replaced, *(_norm(_minus(first, second)) for second in moved[:i])])
     checks += [_removal(subject, found), _state(found)]
-    if not random:
+    if not draws:
         checks.append(_reference(subject, found))
     return checks, base
+
+
+def search(change: Callable[[Victim], Sums | None], records: int, tries: int) -> None:
+    """A random search for the record, the scale of its loss and the slope of its canary that move the sum the most.
+
+    Each try changes the best so far by random factors, and every third begins anew.
+    """
+    draw = random.Random(0)
+    best, most = (0, 1.0, 0.0), 0.0
+    for i in range(tries):
+        source, scale, slope = best
+        if i % 3 == 0:
+            source, scale = draw.randrange(records), draw.choice((-1, 1)) * 10 ** draw.uniform(-3, 5)
+            slope = draw.choice((0.0, 10 ** draw.uniform(-4, 6)))
+        scale, slope = scale * 2 ** draw.gauss(0, 1), slope * 2 ** draw.gauss(0, 1)
+        name = f"the loss of number {source} times {scale:.6g}, a slope of {slope:.6g} along one coordinate"
+        moves = change(Victim(name, _made(source, scale, slope)))
+        if moves is not None and _norm(moves) > most:
+            best, most = (source, scale, slope), _norm(moves)
 
 
 def _without(engine: Any, pool: Pool, rest: list[int], slot: int, found: Neighbours) -> Sums:
@@ -156,9 +180,9 @@ def _reference(subject: Subject, found: Neighbours) -> Check:
 
 
 def _compare(
-    subject: Subject, pool: Pool, slots: list[int], total: Sums, name: str, found: Neighbours, random: bool
+    subject: Subject, pool: Pool, slots: list[int], total: Sums, name: str, found: Neighbours, draws: bool
 ) -> None:
-    if random:
+    if draws:
         return
     wrong = _norm(_minus(total, alone(subject, pool, slots))) / len(slots)
     if not wrong <= found.wrong:
@@ -202,6 +226,13 @@ def _norm(sums: Sums) -> float:
 def _scaled(scale: float) -> Callable[[Pool, int], None]:
     def plant(pool: Pool, slot: int) -> None:
         pool.source[slot], pool.scale[slot] = 0, scale
+
+    return plant
+
+
+def _made(source: int, scale: float, slope: float) -> Callable[[Pool, int], None]:
+    def plant(pool: Pool, slot: int) -> None:
+        pool.source[slot], pool.scale[slot], pool.slope[slot] = source, scale, slope
 
     return plant
 

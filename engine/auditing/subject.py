@@ -15,6 +15,7 @@ import torch
 from dpcheck.engine import clipping, trainer
 from dpcheck.engine.auditing.effort import Effort
 from dpcheck.engine.kinds import Clipping, PerGroup, kind_of
+from dpcheck.engine.ranks import Ranks
 from dpcheck.engine.sampling import Loader, LogicalBatch
 from dpcheck.engine.summing import on_device
 from torch import Tensor, nn
@@ -127,8 +128,9 @@ class Subject:
         self, model: nn.Module, loss_fn: LossFn, loader: Loader, claim: Claim, effort: Effort, *, method: Any
     ) -> None:
         unit: Unit = loader.unit
-        chosen = torch.randperm(len(loader.dataset))[: effort.records].sort().values
-        self.count, self.canaries, self.claim = len(chosen), effort.canaries, claim
+        size = len(loader.dataset)
+        chosen = Ranks.here().first(lambda: torch.randperm(size)[: effort.records].sort().values)
+        self.count, self.canaries, self.claim, self.tries = len(chosen), effort.canaries, claim, effort.tries
         self.model = Audited(model, effort.canaries)
         self.records = on_device(loader.collate(chosen), dict(self.model.named_parameters()))
         self.chosen = chosen.tolist()

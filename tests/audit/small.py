@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 EFFORT = Effort(
-    records=6, canaries=100, coordinates=30_000, draws=400_000, draw_steps=100, run_steps=100, run_records=2_000
+    records=6,
+    canaries=100,
+    coordinates=30_000,
+    draws=400_000,
+    draw_steps=100,
+    run_steps=100,
+    run_records=2_000,
+    tries=6,
 )
 
 

@@ -1,10 +1,13 @@
 """An audit of the engine as it is finds no fault, whatever the settings, and leaves the model alone."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from dpcheck.engine.auditing.audit import audit
+from dpcheck.engine.auditing.sensitivity import search
 from dpcheck.engine.kinds import PerGroup
 from small import EFFORT, Small, audited, loss_fn, records
 
@@ -105,3 +108,19 @@ def test_a_model_with_findings_is_not_audited_but_what_its_fixes_make_is(files, 
 def test_what_cannot_be_audited_is_an_error(files, capsys):
     assert main(["audit", str(files / "good.py"), "--delta", "2"]) == ERROR
     assert "--delta" in capsys.readouterr().err
+
+
+def test_the_search_finds_a_record_that_no_list_has():
+    """A sum that is wrong for losses of a narrow range of scales only."""
+    tried = []
+
+    def change(victim):
+        pool = SimpleNamespace(**{name: [0.0] for name in ("source", "scale", "slope")})
+        victim.plant(pool, 0)
+        tried.append((pool.source[0], abs(pool.scale[0])))
+        far = abs(math.log10(abs(pool.scale[0]) / 300)) + (pool.source[0] != 2)
+        return {"a": torch.tensor([1 / (1 + far)], dtype=torch.float64)}
+
+    search(change, 4, 200)
+    source, scale = min(tried, key=lambda t: abs(math.log10(t[1] / 300)) + (t[0] != 2))
+    assert source == 2 and abs(math.log10(scale / 300)) < 0.1

@@ -206,3 +206,40 @@ def test_a_worker_that_dies_in_a_step_is_counted(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="signal 9"):
         trained.step(next(iter(trained)))
     assert Ledger(tmp_path / "ledger").steps() == trained.ledger.steps() == 1
+
+
+def test_a_worker_of_the_loader_that_is_killed_is_counted(tmp_path: Path) -> None:
+    from torch.utils.data import TensorDataset
+
+    class Killing(TensorDataset):
+        """Each process but the first is killed when it reads."""
+
+        def __init__(self, *tensors: Any) -> None:
+            super().__init__(*tensors)
+            self.first = os.getpid()
+
+        def __getitem__(self, index: int) -> Any:
+            if os.getpid() != self.first:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    trained = engine(ledger=tmp_path / "ledger", expected_batch_size=39, kind=Killing, num_workers=1)
+    weights = vector(trained.model)
+    with pytest.raises((DpcheckError, RuntimeError)):
+        trained.step(next(iter(trained)))
+    assert torch.equal(vector(trained.model), weights)
+    assert Ledger(tmp_path / "ledger").steps() == trained.ledger.steps() == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_records_that_are_not_finite_are_refused_counted_and_change_nothing(tmp_path: Path, bad: float) -> None:
+    """With the engine's own clipper, whose loss it is that is not finite."""
+    from dpcheck.engine.clipping import Clipper
+
+    trained = engine(ledger=tmp_path / "ledger", expected_batch_size=40, clipper=Clipper)
+    trained._loader.dataset.tensors[0][7] = bad
+    weights = vector(trained.model)
+    with pytest.raises(DpcheckError, match="record 7"):
+        trained.step(next(iter(trained)))
+    assert torch.equal(vector(trained.model), weights)
+    assert Ledger(tmp_path / "ledger").steps() == trained.ledger.steps() == 1

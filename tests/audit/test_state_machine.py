@@ -47,11 +47,11 @@ class Runs(stateful.RuleBasedStateMachine):
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
 
-    def _new(self, noise: float, expected: int, clipping: str = "flat") -> None:
+    def _new(self, noise: float, expected: int, clipping: str = "flat", norm: float = 1.0) -> None:
         self.model.zero_grad()
         self.engine = engine(
             model=self.model, clipper=Moody, ledger=self.folder / "ledger", noise_multiplier=noise,
-            expected_batch_size=expected, physical_batch_size=40, clipping=clipping,
+            expected_batch_size=expected, physical_batch_size=40, clipping=clipping, max_grad_norm=norm,
         )  # fmt: skip
         self.setting = noise, expected
 
@@ -84,10 +84,25 @@ class Runs(stateful.RuleBasedStateMachine):
         Moody.mood = ""
         self.taken.append(self.setting)
 
-    @stateful.rule(noise=st.sampled_from([0.5, 1.0, 3.0]), expected=st.sampled_from([1, 8, 40]),
-                   clipping=st.sampled_from(["flat", "normalised"]))  # fmt: skip
-    def another_engine(self, noise: float, expected: int, clipping: str) -> None:
-        self._new(noise, expected, clipping)
+    @stateful.rule(
+        noise=st.sampled_from([0.5, 1.0, 3.0]),
+        expected=st.sampled_from([1, 8, 40]),
+        clipping=st.sampled_from(["flat", "normalised"]),
+        norm=st.sampled_from([0.1, 1.0, 30.0]),
+    )
+    def another_engine(self, noise: float, expected: int, clipping: str, norm: float) -> None:
+        self._new(noise, expected, clipping, norm)
+
+    @stateful.rule()
+    def a_run_that_starts_with_a_part_frozen(self) -> None:
+        """The frozen part stays as it is, and the steps count like all others."""
+        self.model.b.requires_grad_(False)
+        self._new(*self.setting)
+        kept = self.model.b.detach().clone()
+        self.steps(1)
+        assert torch.equal(self.model.b, kept)
+        self.model.b.requires_grad_(True)
+        self._new(*self.setting)
 
     @stateful.rule()
     def save(self) -> None:
@@ -164,7 +179,7 @@ TestRuns = Runs.TestCase
 def test_epsilon_of_mixed_runs_is_that_of_all_steps() -> None:
     machine = Runs()
     machine.steps(3)
-    machine.another_engine(3.0, 40, "flat")
+    machine.another_engine(3.0, 40, "flat", 1.0)
     machine.steps(2)
     phases = [accounting.Phase(1.0, 8 / 40, 3), accounting.Phase(3.0, 1.0, 2)]
     assert machine.engine.epsilon().upper == accounting.epsilon_of(phases, 1e-3).upper
