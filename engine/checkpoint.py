@@ -7,6 +7,7 @@ import io
 import math
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,8 +175,11 @@ def _refuse_another_model(own: Mapping[str, Any], saved: Mapping[str, Any], wher
 
 
 def _structure(engine: PrivacyEngine) -> dict[str, str]:
-    """Classes: of every module by path, and of the optimizer. Where one is defined a file's import may change."""
-    modules = {path or "the model": type(module).__qualname__ for path, module in engine.model.named_modules()}
+    """Every module, by path, and the optimizer: class and options, but not where they are defined or lie in memory."""
+    modules = {
+        path or "the model": f"{type(module).__qualname__}({re.sub(' at 0x[0-9a-f]+', '', module.extra_repr())})"
+        for path, module in engine.model.named_modules()
+    }
     return {**modules, "the optimizer": type(engine.optimizer).__qualname__}
 
 

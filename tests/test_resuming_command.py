@@ -124,7 +124,8 @@ def test_a_killed_run_counts_the_steps_after_its_checkpoint(
 
 
 REFUSED = {
-    "another model": ("nn.ReLU()", "nn.Tanh()", [], "1 was ReLU, and is Tanh"),
+    "another model": ("nn.ReLU()", "nn.Tanh()", [], "1 was ReLU(), and is Tanh()"),
+    "other options": ("nn.ReLU()", "nn.ReLU(inplace=True)", [], "1 was ReLU(), and is ReLU(inplace=True)"),
     "another width": ("8", "9", [], "of another model: 0.bias"),
     "more records": ("60", "61", [], "dataset_size=60"),
     "another batch size": ("", "", ["--batch-size=10"], "expected_batch_size=15"),
