@@ -19,7 +19,7 @@ from dpcheck.determinism import FixedChance
 from dpcheck.errors import DpcheckError
 from dpcheck.fixer import Change
 from dpcheck.rewrite.files import Project
-from dpcheck.rewrite.names import Names
+from dpcheck.rewrite.names import Names, assigns
 from dpcheck.rewrite.norms import CannotWrite
 from dpcheck.rewrite.text import Edit, SourceFile
 from dpcheck.target import Target
@@ -200,7 +200,8 @@ def _construction(source: SourceFile, names: Names, call: ast.Call) -> ast.Call 
     """The call that says how a loss is reduced: this one of a function, or the one that made what is called."""
     called = names.value(call.func)
     if isinstance(called, nn.Module):
-        assigned = [n for n in source.tree.body if isinstance(n, ast.Assign) and _assigns(n, call.func)]
+        name = call.func.id if isinstance(call.func, ast.Name) else ""
+        assigned = [n for n in source.tree.body if isinstance(n, ast.Assign) and assigns(n, name)]
         made = assigned[0].value if len(assigned) == 1 else None
     else:
         made = call.func if isinstance(call.func, ast.Call) else call
@@ -209,10 +210,6 @@ def _construction(source: SourceFile, names: Names, call: ast.Call) -> ast.Call 
     if isinstance(value, type) and made is call:
         return None  # a criterion that is only made here, and called elsewhere
     return made if known and isinstance(made, ast.Call) else None
-
-
-def _assigns(node: ast.Assign, name: ast.expr) -> bool:
-    return isinstance(name, ast.Name) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name.id
 
 
 def _reduces(function: Callable[..., Any]) -> bool:

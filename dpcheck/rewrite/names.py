@@ -12,8 +12,8 @@ from typing import Any
 
 from dpcheck.rewrite.text import Edit, SourceFile
 
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_SCOPES = (*_FUNCTIONS, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_SCOPES = (*FUNCTIONS, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _UNKNOWN = object()
 # How a module is imported where nothing else leads to it, and the name that it has then.
 _IMPORTS = {"torch.nn": ("from torch import nn", "nn"), "torch.nn.functional": ("import torch.nn.functional as F", "F")}
@@ -171,10 +171,18 @@ def _imports(body: list[ast.stmt]) -> Iterator[tuple[str, int]]:
             yield from _imports(inner)
 
 
+def assigns(node: ast.stmt, name: str) -> bool:
+    """Whether a statement assigns to one name, this one."""
+    targets: list[Any] = node.targets if isinstance(node, ast.Assign) else []
+    if isinstance(node, ast.AnnAssign) and node.value is not None:
+        targets = [node.target]
+    return len(targets) == 1 and isinstance(targets[0], ast.Name) and targets[0].id == name
+
+
 def bound_in(scope: ast.AST) -> dict[str, Any]:
     """The names that a function binds, and what those are that it imports."""
     found: dict[str, Any] = {}
-    if isinstance(scope, _FUNCTIONS):
+    if isinstance(scope, FUNCTIONS):
         a = scope.args
         given = [*a.posonlyargs, *a.args, *a.kwonlyargs, *[extra for extra in (a.vararg, a.kwarg) if extra]]
         found = {argument.arg: _UNKNOWN for argument in given}

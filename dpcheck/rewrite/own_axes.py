@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import torch
 
 from dpcheck.fixes.own_axes import EXTREMES, KEEP_SHAPE, STATISTICS, axes, of_one_sample
-from dpcheck.rewrite.names import Names
+from dpcheck.rewrite.names import FUNCTIONS, Names
 from dpcheck.rewrite.norms import CannotWrite
 from dpcheck.rewrite.text import Argument, Edit, SourceFile
 
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _SHAPING = ("view", "reshape", "unsqueeze")
 _BY_METHOD = ("div", "mul", "add", "sub", "true_divide", "div_", "mul_", "add_", "sub_")
 
@@ -117,7 +116,7 @@ def _given_back(source: SourceFile, call: ast.Call) -> Iterator[Edit]:
 def _uses(source: SourceFile, target: ast.expr) -> list[ast.expr]:
     if not isinstance(target, ast.Name):
         return []
-    scope = next((n for n in source.ancestors(target) if isinstance(n, _FUNCTIONS)), source.tree)
+    scope = next((n for n in source.ancestors(target) if isinstance(n, FUNCTIONS)), source.tree)
     uses = [n for n in ast.walk(scope) if isinstance(n, ast.Name) and n.id == target.id and n.lineno >= target.lineno]
     return [n for n in uses if isinstance(n.ctx, ast.Load)]
 
@@ -188,7 +187,7 @@ def _is_shape(node: ast.expr) -> bool:
 
 def _names_size(source: SourceFile, name: ast.Name) -> bool:
     """Whether a name is bound once in its function, to a number of samples."""
-    scope = next((n for n in source.ancestors(name) if isinstance(n, _FUNCTIONS)), None)
+    scope = next((n for n in source.ancestors(name) if isinstance(n, FUNCTIONS)), None)
     if scope is None:
         return False
     bound = [n for n in ast.walk(scope) if isinstance(n, ast.Name) and n.id == name.id and isinstance(n.ctx, ast.Store)]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import itertools
-from typing import Any
 
 from torch import nn
 
-from dpcheck.rewrite.names import Names, bound_in
+from dpcheck.rewrite.names import Names, assigns, bound_in
 from dpcheck.rewrite.norms import CannotWrite
 from dpcheck.rewrite.text import Edit, SourceFile
 from dpcheck.target import Target
@@ -29,7 +28,7 @@ def whole_model(source: SourceFile, names: Names, target: Target, *, unsafe: boo
     functions = [n for n in source.tree.body if isinstance(n, _Function) and n.name == symbol]
     if len(functions) == 1 and not isinstance(space[symbol], nn.Module):
         return _in_function(source, names, functions[0], call)
-    assigned = [n for n in source.tree.body if _assigns(n, symbol)]
+    assigned = [n for n in source.tree.body if assigns(n, symbol)]
     if len(assigned) == 1 and isinstance(space[symbol], nn.Module):
         return _at_assignment(source, names, assigned[0], symbol, call)
     raise CannotWrite(f"the file has no one place that makes {symbol}; write {call.around(symbol, 'dpcheck.fix')}")
@@ -75,7 +74,7 @@ def _at_assignment(
     source: SourceFile, names: Names, node: ast.stmt, symbol: str, call: _Call
 ) -> tuple[int, list[Edit]]:
     assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
-    defined = {name: n.lineno for n in source.tree.body for name in call.uses if _assigns(n, name) or _defines(n, name)}
+    defined = {name: n.lineno for n in source.tree.body for name in call.uses if assigns(n, name) or _defines(n, name)}
     if all(defined.get(name, node.lineno) < node.lineno for name in call.uses):
         return node.lineno, call.edits(source, node.value, names.spell("dpcheck.fix", node.value))
     uses = [
@@ -102,13 +101,6 @@ def _stays_true(source: SourceFile, name: ast.Name) -> bool:
     changed = isinstance(above[0], ast.Attribute)
     called = len(above) == 3 and isinstance(above[1], ast.Call) and isinstance(above[2], ast.Expr)
     return changed and (called or isinstance(above[1], ast.Assign))
-
-
-def _assigns(node: ast.stmt, name: str) -> bool:
-    targets: list[Any] = node.targets if isinstance(node, ast.Assign) else []
-    if isinstance(node, ast.AnnAssign) and node.value is not None:
-        targets = [node.target]
-    return len(targets) == 1 and isinstance(targets[0], ast.Name) and targets[0].id == name
 
 
 def _defines(node: ast.stmt, name: str) -> bool:
