@@ -22,6 +22,7 @@ from dpcheck.records import map_style, unit_of
 from dpcheck.resuming import Keeping, kept_in
 from dpcheck.target import Target, blaming
 from dpcheck.unit import Unit, adapted
+from dpcheck.writing import refuse_unwritable
 
 DEFAULTS: dict[str, Any] = {
     "epsilon": 8.0,
@@ -231,4 +232,5 @@ def _writable(text: str | None, option: str, example: str) -> Path | None:
             f"{option} {text} cannot be written: {wrong}",
             next=f"{option} path/to/{example}, in a folder that exists",
         )
+    refuse_unwritable(text, option)  # before the privacy is spent
     return path

@@ -73,7 +73,16 @@ def refuse_unwritable(path: str, option: str) -> None:
     """Raise for a path of ``option`` that cannot be written; before anything runs where that can be told.
 
     Raises:
-        DpcheckError: for a folder, or a file in a folder that is not there.
+        DpcheckError: for a folder, or a file in a folder that is not there or takes no file.
     """
     if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
         raise DpcheckError(f"no file can be written to {path}", option, "pass a path in a folder that exists")
+    try:
+        with tempfile.TemporaryFile(dir=Path(path).resolve().parent):
+            pass
+    except OSError as error:
+        raise DpcheckError(
+            f"no file can be written to {path}: {error.strerror}",
+            option,
+            "pass a path in a folder that you can write to",
+        ) from error

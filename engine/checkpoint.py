@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _HEAD = b"dpcheck checkpoint 1 sha256 "
 _PARTS = ("engine", "model", "optimizer")
 _STRUCTURE = "structure"
+_WROTE = "pass a file that `dpcheck train --checkpoint PATH` or save_checkpoint() wrote"
 # What only memory and time depend on.
 _FREE = frozenset({"physical_batch_size"})
 
@@ -111,12 +112,10 @@ def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     try:
         whole = Path(path).read_bytes()
     except OSError as error:
-        raise DpcheckError(
-            f"{where} cannot be read: {error.strerror}", next="pass a file that save_checkpoint() wrote"
-        ) from error
+        raise DpcheckError(f"{where} cannot be read: {error.strerror}", next=_WROTE) from error
     head, _, content = whole.partition(b"\n")
     if not head.startswith(_HEAD):
-        raise DpcheckError("this is no checkpoint", where=where, next="pass a file that save_checkpoint() wrote")
+        raise DpcheckError("this is no checkpoint", where=where, next=_WROTE)
     if hashlib.sha256(content).hexdigest().encode() != head[len(_HEAD) :]:
         raise DpcheckError(
             "the checkpoint was cut off or changed after it was written: its digest differs",

@@ -70,6 +70,9 @@ def test_fixes_are_in_memory(write, capsys) -> None:
         (["--epsilon", "many"], "invalid float"),
         (["--certificate", "none.json"], "cannot be read"),
         (["--ledger", "no/such/run.jsonl"], "no ledger can be written"),
+        (["--save", "/proc/w.pt"], "no file can be written to /proc/w.pt"),
+        (["--checkpoint", "/proc/w.pt"], "no file can be written to /proc/w.pt"),
+        (["--report", "/proc/r.html"], "no file can be written to /proc/r.html"),
         (["--ledger", "m.py"], "this is no step of a ledger"),
         (["--certificate", "m.py"], "the certificate cannot be read"),
         (["--output-file", "x.json"], "needs a format"),
@@ -77,7 +80,9 @@ def test_fixes_are_in_memory(write, capsys) -> None:
 )
 def test_bad_options_are_named_and_nothing_is_written(write, capsys, options, says) -> None:
     path = write(CLEAN_MODEL)
-    assert main(["train", path, *options, "--no-baseline", "--save", "w.pt"]) == ERROR
+    assert (
+        main(["train", path, *options, "--no-baseline", *([] if "--save" in options else ["--save", "w.pt"])]) == ERROR
+    )
     assert says in capsys.readouterr().err
     assert sorted(p.name for p in Path().iterdir()) == ["m.py"]
 
