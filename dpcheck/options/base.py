@@ -7,9 +7,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rich.console import Console
-
 from dpcheck.errors import DpcheckError
+from dpcheck.report import terminal
 from dpcheck.supervise import TIME_LIMIT
 
 CLEAN, FINDINGS, ERROR = 0, 1, 2
@@ -72,7 +71,7 @@ def add_format(p: argparse.ArgumentParser, *others: str) -> None:
 
 def complain(error: DpcheckError, arguments: Sequence[str]) -> None:
     """Print an error, with the traceback of the one that is handled if ``--traceback`` is among the arguments."""
-    console = Console(stderr=True, highlight=False, emoji=False)
+    console = terminal(stderr=True)
     if "--traceback" in arguments:
         console.print(traceback.format_exc(), markup=False, soft_wrap=True)
     console.print("[bold red]error:[/]", end=" ")

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dpcheck.errors import DpcheckError
 from dpcheck.options.base import CLEAN, command
+from dpcheck.report import terminal
 
 if TYPE_CHECKING:
     from dpcheck.registry import Rule
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     if options.markdown is not None and not options.all:
         raise DpcheckError("--markdown has no effect without --all", next="dpcheck rule --all --markdown DIR")
-    console = Console(highlight=False, emoji=False)
+    console = terminal()
     if options.markdown is not None:
         from dpcheck.rule_pages import write_pages
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Sized
+from typing import Literal
 
 from rich.console import Console
 
@@ -17,13 +19,23 @@ NOT_CHECKED = "could not be checked: an error, see standard error"
 _WIDTH = 120
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would exit with 1, which says that there are findings."""
+        raise BrokenPipeError
+
+
 def terminal(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A console: words wrap on a terminal and not in a pipe, and nothing in a message is taken for markup of ours."""
-    console = Console(stderr=stderr, quiet=quiet, highlight=False, emoji=False)
-    if console.is_terminal:
-        return console
+    if (sys.stderr if stderr else sys.stdout).isatty():
+        return _Console(stderr=stderr, quiet=quiet, highlight=False, emoji=False)
     width = None if "COLUMNS" in os.environ else _WIDTH
-    return Console(stderr=stderr, quiet=quiet, highlight=False, emoji=False, soft_wrap=True, width=width)
+    # With FORCE_COLOR rich would take a pipe for a terminal, and draw progress into logs.
+    colours: Literal["256"] | None = "256" if os.environ.get("FORCE_COLOR") else None
+    return _Console(
+        stderr=stderr, quiet=quiet, highlight=False, emoji=False, soft_wrap=True, width=width, force_terminal=False,
+        color_system=colours,
+    )  # fmt: skip
 
 
 def counted(findings: Sized) -> str:
