@@ -14,11 +14,16 @@ from dpcheck.errors import DpcheckError
 def replace(path: Path, content: bytes) -> None:
     """Put ``content`` into a file at once: another process sees what was there or what is there now.
 
-    A link stays a link, and a file that exists keeps its mode, and its owner where that is possible.
+    A link stays a link, and a file that exists keeps its mode, and its owner where that is possible. What is no file
+    (a device such as ``/dev/stdout``, a pipe) is written to, and stays what it is.
 
     Raises:
         OSError: if that cannot be done; nothing is left behind then.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with path.open("wb") as there:
+            there.write(content)
+        return
     real = Path(os.path.realpath(path))
     handle, name = tempfile.mkstemp(prefix=f".{real.name}.", suffix=".dpcheck", dir=real.parent)
     try:
@@ -75,10 +80,13 @@ def refuse_unwritable(path: str, option: str) -> None:
     Raises:
         DpcheckError: for a folder, or a file in a folder that is not there or takes no file.
     """
-    if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        return
+    if os.path.isdir(path) or not os.path.isdir(folder):
         raise DpcheckError(f"no file can be written to {path}", option, "pass a path in a folder that exists")
     try:
-        with tempfile.TemporaryFile(dir=Path(path).resolve().parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise DpcheckError(
