@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from dpcheck.engine.memory import gradient_bytes, peak_bytes, room
 from dpcheck.engine.plan import Plan
 from dpcheck.engine.sites.base import FLOPS_PER_BYTE, Site
 
@@ -38,6 +39,42 @@ class SiteEstimate:
     flops: float
     seconds: float
     held: int
+
+
+@dataclass(frozen=True)
+class PlanEstimate:
+    """A plan as a whole.
+
+    Attributes:
+        batch_size: of which it was made and estimated: at least 2.
+        sites: one for each, in the order of the parameters.
+        seconds: estimated time of norms and clipped sums, which take the place of the unclipped sums.
+        planning_seconds: what capture, analysis and planning took.
+        backwards: 2 if the second gives the clipped sum, and nothing is held for it.
+        peak_bytes: alive at once in one forward and backward, beyond weights and batch.
+        gradient_bytes: of them, the clipped sum.
+        budget_bytes: half of what is free; ``None`` if that is not known.
+        samples_within_budget: how many samples like these that holds; ``None`` with it.
+    """
+
+    batch_size: int
+    sites: tuple[SiteEstimate, ...]
+    seconds: float
+    planning_seconds: float
+    backwards: int
+    peak_bytes: int
+    gradient_bytes: int
+    budget_bytes: int | None
+    samples_within_budget: int | None
+
+
+def estimate(plan: Plan, size: int, *, planning_seconds: float, budget: int | None) -> PlanEstimate:
+    """Of a plan for ``size`` samples, at the rate of a matrix product here; ``budget`` in bytes."""
+    sites = estimates(plan, measured_rate())
+    total = sum(site.seconds for site in sites)
+    fits = None if budget is None else room(plan, size, budget)
+    memory = peak_bytes(plan), gradient_bytes(plan), budget, fits
+    return PlanEstimate(size, sites, total, planning_seconds, plan.backwards, *memory)
 
 
 def estimates(plan: Plan, flops_per_second: float) -> tuple[SiteEstimate, ...]:

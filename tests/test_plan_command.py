@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -41,10 +42,10 @@ def make_model(): return Good()
 """
 
 
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, body: str) -> tuple[int, str, str]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, body: str, *options: str) -> tuple[int, str, str]:
     monkeypatch.setenv("COLUMNS", "160")
     (tmp_path / "m.py").write_text(HEAD + body, encoding="utf-8")
-    code = main(["plan", str(tmp_path / "m.py")])
+    code = main(["plan", str(tmp_path / "m.py"), *options])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -64,6 +65,33 @@ def test_a_row_for_each_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     held = re.search(r"holds (\d+) samples like these", " ".join(out.split()))
     assert held is not None
     assert int(held.group(1)) > 1000
+
+
+def test_json_says_what_the_table_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    _, text, _ = run(tmp_path, monkeypatch, capsys, GOOD)
+    rows = {line.split()[1]: line for line in text.splitlines() if line.startswith("│")}
+    code, out, _ = run(tmp_path, monkeypatch, capsys, GOOD, "--format", "json")
+    document = json.loads(out)
+    assert code == CLEAN
+    assert "ok" not in document  # A plan is no verdict.
+    plan = document["plan"]
+    assert plan["batch_size"] == 4
+    assert plan["gradient_bytes"] == 4 * (7 * 5 + 3 * 5 + 3)
+    assert plan["peak_bytes"] > plan["gradient_bytes"]
+    assert plan["seconds"] == pytest.approx(sum(site["seconds"] for site in plan["sites"]))
+    assert {", ".join(site["parameters"]) for site in plan["sites"]} == rows.keys()
+    for site in plan["sites"]:
+        said = f"m.py:{site['location']['line']}", site["op"], site["method"], f"{site['flops'] / 1e6:.4g}"
+        assert all(word in rows[", ".join(site["parameters"])] for word in said)
+    assert f"{plan['gradient_bytes'] / 2**20:.3g} MiB of them the gradient" in " ".join(text.split())
+
+
+def test_a_batch_of_one_is_planned_as_two_and_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    one = GOOD + "def sample_batch(): return torch.arange(6).view(1, 6)\n"
+    _, out, _ = run(tmp_path, monkeypatch, capsys, one)
+    assert "3 sites at a batch of 2" in out
 
 
 def test_a_model_that_mixes_has_findings_and_no_plan(
