@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from dpcheck.engine import accounting
+from dpcheck.engine import accounting, noise, trainer
 from dpcheck.engine.clipped import Clipped
 from dpcheck.engine.ledger import Ledger
 from dpcheck.engine.trainer import PrivacyEngine
@@ -31,6 +32,17 @@ class Centred(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x - x.mean(0))
+
+
+class Counting(nn.Module):
+    """Divides by how many numbers of the batch are not zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x / (x != 0).sum())
 
 
 class Remembering(nn.Module):
@@ -59,7 +71,7 @@ def _batch() -> tuple[Tensor, Tensor]:
     return torch.randn(6, 5), torch.arange(6) % 3
 
 
-BAD = {"mixing": (Centred, _normed), "independent": (Remembering,)}
+BAD = {"mixing": (Centred, _normed, Counting), "independent": (Remembering,)}
 
 
 def check_sees(settings: Any) -> str:
@@ -188,11 +200,38 @@ def a_ledger_file_holds_every_step(folder: Path | None = None) -> None:
 
 
 def epsilon_is_that_of_the_steps() -> None:
-    for given in ({}, {"clipping": "adaptive"}):
-        engine = _engine(**given)
+    for sigma, given in ((1.0, {}), (1.0, {"clipping": "adaptive"}), (10.0, {})):
+        engine = _engine(noise_multiplier=sigma, **given)
         engine.fit(progress=False)
-        expected = accounting.epsilon(1.0, 0.25, 6, 1e-3)
+        expected = accounting.epsilon(sigma, 0.25, 6, 1e-3)
         assert math.isclose(engine.epsilon().upper, expected.upper, rel_tol=1e-6), f"epsilon is wrong {given}"
+
+
+def steps_without_noise_cost_everything() -> None:
+    engine = _engine(noise_multiplier=0.0)
+    engine.fit(progress=False)
+    assert math.isinf(engine.epsilon().upper), "steps without noise are free"
+
+
+def the_rate_is_not_rounded_up() -> None:
+    class Constant:
+        """The first words are at the rate, and draw nothing; later ones, if anybody asks, draw all."""
+
+        def __init__(self) -> None:
+            self.word = (1 << 64) // 10**5
+
+        def words(self, count: int) -> Any:
+            word, self.word = self.word, 0
+            return np.full(count, word, dtype=np.uint64)
+
+    assert not len(trainer.poisson(10**5, 1, Constant())), "a word above the rate draws a record"
+
+
+def the_grid_stays_in_the_ball() -> None:
+    for size in range(2, 12):
+        gradient = torch.ones(size, dtype=torch.float64)
+        units = noise.GridGaussian(1.0, 1.0).contribution({"a": gradient / gradient.norm()})["a"]
+        assert int(units.square().sum()) <= noise.GRID**2, "the integer norm is above C"
 
 
 def targets_are_kept() -> None:
@@ -239,7 +278,8 @@ def _refused(action: Callable[[], Any], otherwise: str) -> None:
 
 INVARIANTS = (
     a_failing_step_is_counted, checkpoints_take_no_step_away, a_ledger_file_holds_every_step,
-    epsilon_is_that_of_the_steps, targets_are_kept, unfrozen_parameters_are_refused, foreign_gradients_are_refused,
+    epsilon_is_that_of_the_steps, steps_without_noise_cost_everything, the_rate_is_not_rounded_up,
+    the_grid_stays_in_the_ball, targets_are_kept, unfrozen_parameters_are_refused, foreign_gradients_are_refused,
     verdicts_of_known_models,
 )  # fmt: skip
 DETECTORS: dict[str, Callable[[Any], str]] = {

@@ -41,6 +41,15 @@ def _smaller(original: Any, phases: Any, delta: float, adjacency: str) -> Any:
     return Bounds(found.lower * 0.95, found.upper * 0.95, delta, found.method)
 
 
+def _zero_if_small(original: Any, phases: Any, delta: float, adjacency: str) -> Any:
+    found = original(phases, delta, adjacency)
+    return Bounds(0.0, 0.0, delta, found.method) if found.upper < 0.5 else found
+
+
+def _noisy_only(original: Any, phases: Any, delta: float, adjacency: str) -> Any:
+    return original(tuple(p for p in phases if p.noise_multiplier), delta, adjacency)
+
+
 def _phases(**changes: Any) -> Change:
     def changed(original: Any, phases: Any, delta: float, adjacency: str) -> Any:
         new = tuple(replace(p, **{name: make(p) for name, make in changes.items()}) for p in phases)
@@ -119,6 +128,8 @@ FAULTS = [
     Fault("the rate of the epoch's last batch is recorded", settings.Settings, "record",
           _recorded(expected_batch_size=lambda r: max(1, r.expected_batch_size // 2))),
     Fault("epsilon 5 % too small", ledger, "spent", _spent(_smaller)),
+    Fault("a small epsilon is given as zero", ledger, "spent", _spent(_zero_if_small), "tensorflow/privacy #166"),
+    Fault("steps without noise are not accounted for", ledger, "spent", _spent(_noisy_only)),
     Fault("steps counted in epochs", ledger, "spent", _phases(steps=_in_epochs), "steps counted in two units"),
     Fault("epsilon at ten times delta", ledger, "spent", _spent(_ten_deltas)),
     Fault("the square of the rate", ledger, "spent", _phases(sample_rate=lambda p: p.sample_rate**2)),

@@ -20,6 +20,7 @@ class Fault:
         what: in words; the name of the fault.
         happened: where this, or something like it, really happened.
         settings: of the audit, where the fault needs other ones than the usual.
+        also: (owner, name, change) of what else must change for the fault to show on small models.
     """
 
     what: str
@@ -28,12 +29,14 @@ class Fault:
     change: Change
     happened: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    also: tuple[tuple[Any, str, Change], ...] = ()
 
     @contextmanager
     def planted(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            if isinstance(self.owner, dict):
-                patch.setitem(self.owner, self.name, self.change(self.owner[self.name]))
-            else:
-                patch.setattr(self.owner, self.name, self.change(getattr(self.owner, self.name)))
+            for owner, name, change in ((self.owner, self.name, self.change), *self.also):
+                if isinstance(owner, dict):
+                    patch.setitem(owner, name, change(owner[name]))
+                else:
+                    patch.setattr(owner, name, change(getattr(owner, name)))
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from dpcheck.engine import trainer, watch
+from dpcheck.engine import summing, trainer, watch
 from dpcheck.rules.data_written_buffer import DataWrittenBuffer
 from torch import nn
 
@@ -44,17 +44,27 @@ def _renamed(original: Any) -> Any:
     return lambda module, groups: _Renamed(module.num_features)
 
 
+def _trusting(original: Any) -> Any:
+    return lambda self, physical, norm: self.clipper(physical.data, physical.weights)
+
+
 def _nothing(original: Any) -> Any:
     return lambda *args, **kwargs: None
 
 
 FAULTS = [
     Fault("a mean over the batch is taken for each sample's own", RULES, "mean", _each_its_own),
+    Fault("a count over the batch is taken for a constant", RULES, "sum", _each_its_own,
+          "opacus #792, #808: tokens that are not ignored"),
     Fault("samples that mix are called independent", api, "_verdict", lambda f: lambda facts: "independent"),
     Fault("buffers written from data are not reported", DataWrittenBuffer, "scan", lambda f: lambda self, facts: ()),
     Fault("the fixer leaves batch norm in", batch_norm, "to_group_norm", _left_in, "BatchNorm left in"),
     Fault("the fixer puts batch norm under another name", batch_norm, "to_group_norm", _renamed),
     Fault("an ordinary gradient in p.grad is let through", watch.Watch, "refuse_foreign_gradients", _nothing,
           "opacus: gradients of another loss"),
+    Fault("a parameter that is unfrozen goes unnoticed", watch.Watch, "refuse_changes", _nothing,
+          "noise missing on frozen-then-unfrozen parameters",
+          # A second guard, without which the first would not be missed.
+          also=((summing.Summer, "_clip", _trusting),)),
     Fault("a ledger with no room for the target is let through", trainer, "refuse_ledger", _nothing),
 ]  # fmt: skip

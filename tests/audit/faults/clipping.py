@@ -37,6 +37,10 @@ def _in_half(original: Any, norms: Any, bound: Any, weights: Any) -> Any:
     return original(norms.half().nan_to_num(posinf=0.0).to(norms.dtype), bound, weights)
 
 
+def _of_the_mean_loss(original: Any, norms: Any, bound: Any, weights: Any) -> Any:
+    return original(norms / len(norms), bound, weights)
+
+
 def _squared(original: Any, norms: Any, bound: Any, weights: Any) -> Any:
     return original(norms.square(), bound, weights)
 
@@ -116,12 +120,28 @@ def _last_record_lost(original: Any) -> Any:
     return sums_of
 
 
+def _last_batch_again(original: Any) -> Any:
+    def physical(self: Any, indices: Any) -> Any:
+        last = None
+        for last in original(self, indices):
+            yield last
+        if last is not None:
+            yield last
+
+    return physical
+
+
+def _past_the_ball(original: Any) -> Any:
+    """To the nearest point of the grid, wherever that is."""
+
+    def contribution(self: Any, clipped: Any) -> Any:
+        return {n: (g.double() / self.gamma).round().to(torch.int64) for n, g in clipped.items()}
+
+    return contribution
+
+
 def _read_next(original: Any) -> Any:
     return lambda self, indices: original(self, (indices + 1) % len(self.dataset))
-
-
-def _not_finite_is_zero(original: Any) -> Any:
-    return lambda losses, norms, weights: None
 
 
 C = clipping.Clipper
@@ -131,6 +151,8 @@ FAULTS = [
     Fault("clipped by the norm of another sample", kinds, "clip_factors", _factors(_rolled)),
     Fault("clipped by the mean of the norms", kinds, "clip_factors", _factors(_by_the_mean)),
     Fault("norms overflow in half precision", kinds, "clip_factors", _factors(_in_half)),
+    Fault("norms of the mean loss, gradients of the sum", kinds, "clip_factors", _factors(_of_the_mean_loss),
+          "loss_reduction of the wrong kind"),
     Fault("norms are squared", kinds, "clip_factors", _factors(_squared)),
     Fault("padding counts as a record", kinds, "clip_factors", _factors(_padding_counts)),
     Fault("small gradients are scaled up", kinds, "clip_factors", _factors(_scaled_up)),
@@ -143,6 +165,9 @@ FAULTS = [
     Fault("division by the drawn batch", summing.Summer, "sum", _drawn_divisor, "opacus #571"),
     Fault("an ordinary gradient is mixed in", C, "__call__", _ordinary_gradient_mixed_in),
     Fault("the last record of a draw is lost", summing.Summer, "sum", _last_record_lost),
+    Fault("the last physical batch is summed twice", sampling.Loader, "physical", _last_batch_again,
+          "micro-batch sensitivity doubled"),
+    Fault("rounding to the grid goes beyond C", noise.GridGaussian, "contribution", _past_the_ball),
     Fault("the records after those drawn are read", sampling.Loader, "chunks", _read_next),
     Fault("norms forget the largest parameter", plan, "_total", _times(0.5)),
 ]  # fmt: skip

@@ -67,6 +67,11 @@ def _repeated(original: Any, n: int, expected: int, stream: Any) -> Any:
     return torch.from_numpy((words % np.uint64(n)).astype(np.int64)).sort().values
 
 
+def _in_float32(original: Any, n: int, expected: int, stream: Any) -> Any:
+    uniform = (stream.words(n) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+    return torch.from_numpy(np.flatnonzero(uniform < np.float32(expected / n)))
+
+
 def _last_dropped(original: Any, n: int, expected: int, stream: Any) -> Any:
     drawn = original(n, expected, stream)
     return drawn[drawn < n - n // 10]
@@ -92,6 +97,8 @@ FAULTS = [
     Fault("large draws are cut", trainer, "poisson", _other(_cut)),
     Fault("records are drawn in pairs", trainer, "poisson", _other(_pairs)),
     Fault("records are drawn with replacement", trainer, "poisson", _other(_repeated)),
+    Fault("the rate is rounded up to a multiple of 2**-24", trainer, "poisson", _other(_in_float32),
+          "torch.rand(float32) < q"),
     Fault("the last tenth is never drawn", trainer, "poisson", _other(_last_dropped)),
     Fault("q from the wrong size of the data set", settings.Settings, "record", _one_size, "truncated loader"),
 ]  # fmt: skip

@@ -91,7 +91,7 @@ def _weak_key(original: Any) -> Any:
 
 
 def _equal_parts(original: Any) -> Any:
-    return lambda self, count: [KeyedStream(self._key) for _ in range(count)]
+    return lambda self, index: KeyedStream(self._key)
 
 
 def _same_for_every_parameter(original: Any) -> Any:
@@ -160,6 +160,18 @@ def _not_given(name: str, p: Any, before: Any) -> None:
         p.grad = None
 
 
+def _every_other_step(original: Any) -> Any:
+    """Noise for what two steps sum up, which the optimizer is given after each of them."""
+
+    def release(self: Any, total: Any, divisor: int, stream: Any) -> Any:
+        _LAST["steps"] = _LAST.get("steps", 0) + 1
+        if _LAST["steps"] % 2:
+            self.std = 0.0
+        return original(self, total, divisor, stream)
+
+    return release
+
+
 def _added_to_the_last(name: str, p: Any, before: Any) -> None:
     if before is not None:
         p.grad = p.grad + before
@@ -182,7 +194,8 @@ FAULTS = [
     Fault("the same noise in every step", KeyedStreams, "stream", _one_stream),
     Fault("the same noise in every run, and after resuming", KeyedStreams, "private", _one_key),
     Fault("the key is one bit of the seed", KeyedStreams, "private", _weak_key, "one PRNG key for several ranks"),
-    Fault("the same noise in both threads", KeyedStream, "parts", _equal_parts),
+    Fault("the same noise in every part of a release", KeyedStream, "part", _equal_parts,
+          also=((noise, "PIECE", lambda piece: 64),)),
     Fault("the same noise for every parameter", G, "release", _same_for_every_parameter, "one key for all parameters"),
     Fault("half of the noise is that of the step before", G, "release", _half_of_the_last),
     Fault("uniform noise", KeyedStream, "fill", _shaped(_uniform)),
@@ -191,6 +204,8 @@ FAULTS = [
           _shaped(lambda stream, out: np.clip(out, -2, 2))),
     Fault("noise rounded to sixteenths", streams.KeyedStream, "fill",
           _shaped(lambda stream, out: np.round(out * 16) / 16)),
+    Fault("noise in every second step, as if two were accumulated", G, "release", _every_other_step,
+          "accumulation left out of the account: epsilon .72 for 5.6"),
     Fault("empty draws have no noise", trainer.PrivacyEngine, "step", _empty_steps(True), "opacus #161"),
     Fault("empty draws take no step", trainer.PrivacyEngine, "step", _empty_steps(False), "opacus #806"),
 ]  # fmt: skip
