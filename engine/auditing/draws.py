@@ -38,10 +38,13 @@ def check_sampling(claim: Claim, effort: Effort) -> list[Check]:
     few = _Run(claim, 20, 1, 300 if effort.draw_steps >= 100 else 100)
     empty = sum(len(drawn) == 0 for drawn in few.drawn)
     p = binomial(empty, few.steps, (1 - few.rate) ** 20)
+    several = sum(len(drawn) > 1 for drawn in few.drawn)
+    p_several = binomial(several, few.steps, float(special.bdtrc(1, 20, few.rate)))
     checks = [
         Check("sampling", "what is summed is what was drawn", not (run.wrong or few.wrong), run.wrong or few.wrong or
               f"in {run.steps + few.steps} steps"),
         judged("sampling", "empty draws take a step", p, f"{empty} of {few.steps} draws at rate 1/20 of 20 were empty"),
+        judged("sampling", "large draws are not cut", p_several, f"{several} of these had more than one record"),
     ]  # fmt: skip
     return checks + _poisson(run)
 
