@@ -23,7 +23,7 @@ def why_not_learning(old: nn.Module, new: nn.Module, loss_fn: LossFn, batch: Any
 
     Returns:
         What is wrong, if the mean loss of ``new`` does not fall within 20 steps of Adam at any rate, by a hundredth of
-        a percent at least, while that of ``old`` falls by 1 %; ``None`` otherwise (a loss that is at its least falls for
+        a percent at least, while that of ``old`` falls by 1 %; ``None`` otherwise (a loss at its least falls for
         neither).
     """
     try:
