@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from model_files import CLEAN_MODEL, HEAD, MIXING_MODEL
 
 from dpcheck import Certificate
 from dpcheck.cli import CLEAN, ERROR, FINDINGS, main
+from dpcheck.errors import DpcheckError
+from dpcheck.options import check, train
 
 
 @pytest.fixture
@@ -107,3 +110,25 @@ def test_a_certificate_of_a_mixing_model_says_so(write, capsys) -> None:
     assert not made.valid and any("DP101" in reason for reason in made.reasons)
     assert main([path, "--certificate", "cert.json", "--fix"]) == ERROR
     assert main([path, "--certificate", "no/such/cert.json"]) == ERROR
+
+
+@pytest.mark.parametrize("option", ["--seed", "--epsilon", "--lr"])
+def test_zero_is_an_option_that_was_given(option: str) -> None:
+    with pytest.raises(DpcheckError, match=f"{option} has no effect without --train"):
+        check.parse(["m.py", option, "0"])
+    options = check.parse(["m.py", "--train", option, "0"])
+    options.target = "m.py"
+    said = shlex.split(train.resuming(options, "run.pt"))
+    again = train.parser().parse_args(said[2:])
+    assert getattr(again, option[2:]) == 0
+    assert again.resume == "run.pt"
+
+
+def test_the_command_that_goes_on_has_the_options_that_were_given() -> None:
+    given = ["m.py", "--fix", "--unsafe-fixes", "--input", "x:Bx3", "--input", "y:B", "--format", "html", "--seed", "3"]
+    own = ["--clipping", "per-layer", "--batch-size", "20", "--timeout", "9", "--no-baseline", "--ledger", "a b.jsonl"]
+    options = train.parser().parse_args([*given, *own, "--checkpoint", "run.pt"])
+    for name in ("clipping", "ledger"):
+        setattr(options, f"train_{name}", getattr(options, name))
+    again = train.parser().parse_args(shlex.split(train.resuming(options, "run.pt"))[2:])
+    assert vars(again) == {**vars(train.parser().parse_args([*given, *own])), "resume": "run.pt"}

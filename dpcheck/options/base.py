@@ -69,6 +69,11 @@ def add_format(p: argparse.ArgumentParser, *others: str) -> None:
     p.add_argument("--format", choices=["full", "json", *others], default="full", help="of what is printed (full)")
 
 
+def add_output_file(p: argparse.ArgumentParser) -> None:
+    """``--output-file``, for what ``--format`` makes."""
+    p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
+
+
 def complain(error: DpcheckError, arguments: Sequence[str]) -> None:
     """Print an error, with the traceback of the one that is handled if ``--traceback`` is among the arguments."""
     console = terminal(stderr=True)

@@ -9,8 +9,9 @@ from typing import get_args
 from dpcheck import __version__
 from dpcheck.diagnostic import BatchNormTo
 from dpcheck.errors import DpcheckError
-from dpcheck.options.base import Parser, add_format, add_input, add_timeout
+from dpcheck.options.base import Parser, add_format, add_input, add_output_file, add_timeout
 from dpcheck.options.ignoring import add_ignoring, refuse_conflicts
+from dpcheck.options.training import OUTCOME, SETTINGS, add_outcome, add_settings
 from dpcheck.writing import refuse_unwritable
 
 # Of the findings alone; each is a module of dpcheck.report.
@@ -65,28 +66,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--certificate", metavar="PATH", help="verify, and write what was found for training to demand")
     p.add_argument("--show", choices=["parameters"], help="also print a table of parameters and their gradients")
     add_format(p, *FORMATS, "html")
-    p.add_argument("--output-file", metavar="PATH", help="write that to a file; not for --format full")
+    add_output_file(p)
     p.add_argument("--traceback", action="store_true", help="print the traceback of errors")
     add_timeout(p)
     add_ignoring(p)
     t = p.add_argument_group("training", "defaults come from the file's `training` dictionary")
     t.add_argument("--train", action="store_true", help="train privately on the file's train_dataset()")
-    t.add_argument("--epsilon", type=float, metavar="E", help="target epsilon (8)")
-    t.add_argument("--delta", type=float, metavar="D", help="delta (1e-5)")
-    t.add_argument("--epochs", type=float, metavar="N", help="expected passes over the data (20)")
-    t.add_argument("--batch-size", type=int, metavar="N", help="expected batch size of Poisson sampling (256)")
-    t.add_argument("--max-grad-norm", type=float, metavar="C", help="clipping norm (1)")
-    t.add_argument("--lr", type=float, metavar="LR", help="learning rate of every group of make_optimizer()")
-    t.add_argument("--seed", type=int, metavar="N", help="repeatable, and NOT private")
-    t.add_argument("--no-baseline", action="store_true", help="do not also train without privacy to show its cost")
-    t.add_argument("--save", metavar="PATH", help="write the trained weights (a state_dict)")
-    t.add_argument("--report", metavar="PATH", help="write the statement of the guarantee: .html, .json or .txt")
+    add_settings(t, "{}")
+    add_outcome(t)
     return p
-
-
-_ONLY_TRAINING = (
-    "epsilon", "delta", "epochs", "batch_size", "max_grad_norm", "lr", "seed", "no_baseline", "save", "report"
-)  # fmt: skip
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -96,8 +84,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         DpcheckError: for what cannot be parsed, and for options that exclude or need each other.
     """
     options = parser().parse_args(arguments)
-    for name in _ONLY_TRAINING:
-        if not options.train and getattr(options, name) not in (None, False):
+    for name in (*SETTINGS, *OUTCOME):
+        value = getattr(options, name)
+        # 0 is given, and equals False.
+        if not options.train and value is not None and value is not False:
             raise DpcheckError(f"--{name.replace('_', '-')} has no effect without --train", next="add --train")
     if options.unsafe_fixes and not (options.fix or options.diff):
         raise DpcheckError("--unsafe-fixes has no effect without --fix or --diff", next="add --fix")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from dpcheck.engine.accounting.accountant import epsilon_bounds
-from dpcheck.engine.accounting.bounds import LEAST_SCALE, Phase, check_delta, check_phase, check_unit, number
+from dpcheck.engine.accounting.bounds import LEAST_SCALE, Phase, Unit, check_delta, check_phase, check_unit, number
 from dpcheck.engine.accounting.truncated import cut_probability
 from scipy.optimize import brentq
 
@@ -17,6 +18,34 @@ _LARGEST = 2.0**20
 _MOST_STEPS = 10**9
 _PRECISION = 1e-4
 _POLISHING = 8
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """An epsilon, at a delta and for a unit, that is not to be exceeded."""
+
+    epsilon: float
+    delta: float
+    unit: Unit
+
+    @classmethod
+    def of(cls, target_epsilon: Any, delta: Any, adjacency: Any, records: Any) -> _Goal:
+        target = number("target_epsilon", target_epsilon)
+        if target <= 0:
+            raise DpcheckError(f"target_epsilon={target!r} is not positive", where="target_epsilon")
+        return cls(target, check_delta(delta), check_unit(adjacency, records))
+
+    def spent(self, phase: Phase, quick: bool = False) -> float:
+        """The epsilon of the phase; a larger one, sooner, if ``quick``."""
+        return epsilon_bounds([phase], self.delta, self.unit, quick).upper
+
+    def unreachable(self, settings: str) -> DpcheckError:
+        """The error that says so of the settings."""
+        return DpcheckError(
+            f"target_epsilon={self.epsilon:g} cannot be reached with {settings} at delta={self.delta:g}",
+            where="target_epsilon",
+            next="allow a larger epsilon or delta, or take fewer steps",
+        )
 
 
 def noise_multiplier(
@@ -39,26 +68,26 @@ def noise_multiplier(
     Raises:
         DpcheckError: if no noise reaches the target, or a value is out of range.
     """
-    target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
+    goal = _Goal.of(target_epsilon, delta, adjacency, records)
     phase = check_phase(Phase(1.0, sample_rate, steps, sampling, mechanism, cut))
     if steps == 0:
         return 0.0
 
     def spent(sigma: float, quick: bool) -> float:
-        return epsilon_bounds([replace(phase, noise_multiplier=sigma)], delta, unit, quick).upper
+        return goal.spent(replace(phase, noise_multiplier=sigma), quick)
 
-    if mechanism == "laplace" and spent(LEAST_SCALE, False) <= target:
+    if mechanism == "laplace" and spent(LEAST_SCALE, False) <= goal.epsilon:
         return LEAST_SCALE
     low, high = 0.0, 1.0
-    while spent(high, True) > target:
+    while spent(high, True) > goal.epsilon:
         low, high = high, 2 * high
         if high > _LARGEST:
-            raise _unreachable(target, f"sample_rate={sample_rate:g}, steps={steps}, delta={delta:g}{_cuts(cut)}")
+            raise goal.unreachable(f"sample_rate={sample_rate:g}, steps={steps}{_cuts(cut)}")
     if low == 0.0:
         low = high / 2
-        while spent(low, True) <= target:
+        while spent(low, True) <= goal.epsilon:
             low, high = low / 2, low
-    return _closest(spent, target, low, high)
+    return _closest(spent, goal.epsilon, low, high)
 
 
 def steps_within(
@@ -81,15 +110,15 @@ def steps_within(
     Raises:
         DpcheckError: if not even one step is within the target, or a value is out of range.
     """
-    target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
+    goal = _Goal.of(target_epsilon, delta, adjacency, records)
     phase = check_phase(Phase(noise_multiplier, sample_rate, 1, sampling, mechanism, cut))
 
     def fits(steps: int) -> bool:
-        return epsilon_bounds([replace(phase, steps=steps)], delta, unit).upper <= target
+        return goal.spent(replace(phase, steps=steps)) <= goal.epsilon
 
     if not phase.noise_multiplier or not fits(1):
         settings = f"noise_multiplier={noise_multiplier:g}, sample_rate={sample_rate:g}, steps=1{_cuts(cut)}"
-        raise _unreachable(target, settings)
+        raise goal.unreachable(settings)
     return _most(fits, _MOST_STEPS)
 
 
@@ -112,23 +141,23 @@ def sample_rate_within(
     Raises:
         DpcheckError: if no rate above 1e-9 is within the target, or a value is out of range.
     """
-    target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
+    goal = _Goal.of(target_epsilon, delta, adjacency, records)
     phase = check_phase(Phase(noise_multiplier, 1.0, steps, sampling, mechanism))
     sigma = phase.noise_multiplier
     if steps == 0:
         return 1.0
 
     def spent(inverse: float, quick: bool) -> float:
-        return epsilon_bounds([replace(phase, sample_rate=1 / inverse)], delta, unit, quick).upper
+        return goal.spent(replace(phase, sample_rate=1 / inverse), quick)
 
-    if sigma > 0 and spent(1.0, False) <= target:
+    if sigma > 0 and spent(1.0, False) <= goal.epsilon:
         return 1.0
     low, high = 1.0, 2.0
-    while not sigma or spent(high, True) > target:
+    while not sigma or spent(high, True) > goal.epsilon:
         low, high = high, 4 * high
         if high > 1e9 or not sigma:
-            raise _unreachable(target, f"noise_multiplier={noise_multiplier:g}, steps={steps}, delta={delta:g}")
-    return 1 / _closest(spent, target, low, high)
+            raise goal.unreachable(f"noise_multiplier={noise_multiplier:g}, steps={steps}")
+    return 1 / _closest(spent, goal.epsilon, low, high)
 
 
 def batch_size_within(
@@ -154,7 +183,7 @@ def batch_size_within(
     Raises:
         DpcheckError: if not even a batch of one record is within the target, or a value is out of range.
     """
-    target, delta, unit = _target(target_epsilon), check_delta(delta), check_unit(adjacency, records)
+    goal = _Goal.of(target_epsilon, delta, adjacency, records)
     if isinstance(dataset_size, bool) or not isinstance(dataset_size, int) or dataset_size < 1:
         raise DpcheckError(f"dataset_size={dataset_size!r} is not a positive whole number", where="dataset_size")
 
@@ -164,13 +193,13 @@ def batch_size_within(
         return check_phase(Phase(noise_multiplier, rate, steps, sampling, mechanism, cut))
 
     def fits(batch: int) -> bool:
-        return epsilon_bounds([phase_of(batch)], delta, unit).upper <= target
+        return goal.spent(phase_of(batch)) <= goal.epsilon
 
     if phase_of(1).steps == 0:
         return dataset_size
     if not phase_of(1).noise_multiplier or not fits(1):
         settings = f"noise_multiplier={noise_multiplier:g}, steps={steps}, a batch of 1 of {dataset_size} records"
-        raise _unreachable(target, settings)
+        raise goal.unreachable(settings)
     return _most(fits, dataset_size)
 
 
@@ -220,20 +249,5 @@ def _closest(spent: Callable[[float, bool], float], target: float, low: float, h
     return math.exp(best)
 
 
-def _target(value: float) -> float:
-    target = number("target_epsilon", value)
-    if target <= 0:
-        raise DpcheckError(f"target_epsilon={target!r} is not positive", where="target_epsilon")
-    return target
-
-
 def _cuts(cut: float) -> str:
     return f", cut={cut:g}" if cut else ""
-
-
-def _unreachable(target: float, settings: str) -> DpcheckError:
-    return DpcheckError(
-        f"target_epsilon={target:g} cannot be reached with {settings}",
-        where="target_epsilon",
-        next="allow a larger epsilon or delta, or take fewer steps",
-    )
