@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -73,7 +74,9 @@ class Bar:
         # Only the bar gives way on a narrow terminal.
         bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
         columns = (bar, MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
-        self._progress = Progress(*columns, console=Console(stderr=True), expand=True)
+        # With FORCE_COLOR rich would take a pipe for a terminal, and move the cursor in logs.
+        console = Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
+        self._progress = Progress(*columns, console=console, expand=True)
         self._task = self._progress.add_task("training", total=total, completed=done, shown="")
         self._total, self._epsilon, self._due = total, "", 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -12,6 +13,8 @@ import sys
 import termios
 
 import pytest
+import torch
+from dpcheck.engine.metrics import Bar, Metrics
 
 from dpcheck.report import terminal
 
@@ -92,6 +95,30 @@ def test_forced_colours_in_a_pipe_change_nothing_else() -> None:
     assert COLOUR.search(text) and not CURSOR.search(text)
     assert re.sub(r"\x1b\[[0-9;]*m", "", text) == piped()
     assert not COLOUR.search(piped(FORCE_COLOR="1", NO_COLOR="1"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("given", [{}, {"FORCE_COLOR": "1"}])
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_the_bar_of_a_training_moves_on_a_terminal_and_is_one_line_elsewhere(
+    stream: type[io.StringIO], given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+    for name, value in environment(**given).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", stream())
+    with Bar(3, 0) as bar:
+        for step in range(3):
+            bar.show(Metrics(step, None, None, 0, torch.empty(0), {}, 1.0, 1e-5, ()))
+    text = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "3/3" in text and bool(CURSOR.search(text)) == (stream is Terminal)
+    if stream is io.StringIO:
+        assert len(text.splitlines()) == 1 and ESCAPE not in text
 
 
 def test_a_closed_pipe_is_no_error() -> None:
