@@ -229,8 +229,9 @@ class _Run:
         ignored = sorted({d.code for d in report.ignored if not d.code.startswith("DP9")})
         but = f"; ignored findings count: {', '.join(ignored)}" if ignored else ""
         mend = "" if self.options.unsafe_fixes else ", or try --fix --unsafe-fixes"
+        what = "not trained" if self.options.train else "not verified"
         terminal(stderr=True).print(
-            f"[bold red]not trained[/]: this model cannot be trained privately as it is ({report.verdict}{but})\n"
+            f"[bold red]{what}[/]: this model cannot be trained privately as it is ({report.verdict}{but})\n"
             f"  next: mend the findings {where}{mend}"
         )
 

@@ -101,6 +101,16 @@ def test_an_error_fails_at_once_and_nothing_is_uploaded(folder: Path) -> None:
     assert job.run("Result") == 2
 
 
+def test_a_check_that_was_killed_fails_whatever_exit_zero_says(folder: Path) -> None:
+    (folder / "bin").mkdir()
+    killed = folder / "bin" / "dpcheck"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    job = Runner(folder, target="clean.py", exit_zero="true")
+    assert job.run("Check", path=str(folder / "bin")) == 137
+    assert not job.wants(STEPS["Upload"])
+
+
 def test_options_in_several_lines_are_all_passed(folder: Path) -> None:
     job = Runner(folder, target="mixing.py", arguments="--ignore DP1\n--ignore   DP2\n--no-such-option\n")
     assert job.run("Check") == 2 and "--no-such-option" in job.printed

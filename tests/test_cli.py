@@ -112,6 +112,9 @@ def test_a_model_that_mixes_is_not_trained(write: Write, run: Callable[..., Ran]
     assert ran.code == FINDINGS
     assert "not trained" in ran.err
     assert "differential privacy." not in ran.out
+    ran = run(write(MIXING_MODEL), "--verify", "--exit-zero")
+    assert ran.code == FINDINGS
+    assert "not verified" in ran.err and "not trained" not in ran.err
 
 
 def test_a_seed_is_repeatable_and_said_not_to_be_private(write: Write, run: Callable[..., Ran]) -> None:
