@@ -132,8 +132,8 @@ def test_every_format_says_what_is_ignored() -> None:
     assert "ignored: 1 DP302" in github.render(report, "m.py") and "::error" not in github.render(report, "m.py")
     (entry,) = json.loads(gitlab.render(report, "m.py"))
     assert entry["severity"] == "info" and "ignored" in entry["description"]
-    root = ElementTree.fromstring(junit.render(report, "m.py"))
-    assert (root.get("tests"), root.get("failures"), root.get("skipped")) == ("1", "0", "1")
+    (suite,) = ElementTree.fromstring(junit.render(report, "m.py"))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("1", "0", "1")
     assert "the guarantee is NOT shown" in markdown.render(report, "m.py")
     (result,) = json.loads(sarif.render(report, "m.py"))["runs"][0]["results"]
     (suppression,) = result["suppressions"]
