@@ -61,7 +61,11 @@ def _freeze(value: Any) -> Any:
 def _same(old: Any, new: Any) -> bool:
     if old is new:
         return True
-    if isinstance(old, Tensor) or isinstance(new, Tensor) or type(old) is not type(new):
+    if isinstance(old, Tensor) or isinstance(new, Tensor):
+        return False
+    # The copy of a dictionary or list of the user's own class may be a plain one.
+    kind = next((c for c in _CONTAINERS if isinstance(old, c)), None)
+    if type(old) is not type(new) and (kind is None or not isinstance(new, kind)):
         return False
     if isinstance(old, _CONTAINERS):
         if len(old) != len(new):

@@ -269,3 +269,22 @@ def test_losses_must_be_one_for_each_sample() -> None:
         with pytest.raises(DpcheckError, match="returned") as caught:
             capture(nn.Linear(3, 3), loss_fn, batch)
         assert says in caught.value.what
+
+
+class _Settings(dict[str, Any]):
+    """As lightning keeps hyper-parameters: a copy of it is a plain dictionary."""
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_dictionary_of_the_users_own_class_counts_as_changed_where_it_is(writes: bool) -> None:
+    class Model(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if writes:
+                self.settings["rows"] = len(x)
+            return super().forward(x)
+
+    model = Model(4, 1)
+    model.settings = _Settings(rows=2)
+    result = captured(model, lambda m, b: m(b)[:, 0], torch.randn(5, 4))
+    assert result.touched.attributes == (["settings"] if writes else [])
+    assert type(model.settings) is _Settings and model.settings == {"rows": 2}
