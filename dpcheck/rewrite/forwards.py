@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dpcheck.capture import LossFn, first_line, run_losses
+from dpcheck.capture import LossFn, first_line
 from dpcheck.determinism import FixedChance
 from dpcheck.diagnostic import Location
 from dpcheck.errors import DpcheckError
@@ -23,11 +20,11 @@ from dpcheck.fixes.own_axes import STATISTICS
 from dpcheck.fixes.trial import Seen, observe
 from dpcheck.inputs import batch_size
 from dpcheck.rewrite import own_axes
+from dpcheck.rewrite.calls import seen_at
 from dpcheck.rewrite.norms import CannotWrite
 from dpcheck.rewrite.page import Page
 from dpcheck.rewrite.text import Edit
 from dpcheck.sandbox import sandbox
-from dpcheck.source import origin_here
 from dpcheck.target import Target
 from dpcheck.unit import adapted
 
@@ -35,28 +32,14 @@ from dpcheck.unit import adapted
 Place = tuple[str, int, int | None, int | None, int | None]
 
 
-@dataclass
-class _Ranks(TorchFunctionMode):
-    ranks: dict[Place, set[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self.root = sys._getframe(2)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in STATISTICS and args and isinstance(args[0], Tensor):
-            at = origin_here({}, self.root).user
-            if at is not None:
-                self.ranks.setdefault(_place(at), set()).add(args[0].dim())
-        return func(*args, **(kwargs or {}))
-
-
 def ranks_of_statistics(model: nn.Module, loss_fn: LossFn, batch: Any) -> Mapping[Place, set[int]]:
     """How many axes the tensors have of which statistics are taken, by the user's expression."""
-    ranks = _Ranks()
-    with ranks:
-        run_losses(duplicate(model).model, loss_fn, batch)
-    return ranks.ranks
+    return seen_at(model, loss_fn, batch, _rank, _place)
+
+
+def _rank(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    taken = getattr(func, "__name__", "") in STATISTICS and args and isinstance(args[0], Tensor)
+    return args[0].dim() if taken else None
 
 
 def edits(
